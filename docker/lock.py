@@ -15,7 +15,10 @@ HEADER = "# Written by docker/lock.py; `make lock` updates it.\n"
 
 
 def resolved() -> str:
-    """Return the dependencies under constraints.txt for a Linux machine, from PyPI, with the hashes of all files."""
+    """Return the dependencies for a Linux machine as requirements, with the hashes of all files.
+
+    The packages are from PyPI, in the versions of constraints.txt.
+    """
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--constraint", "constraints.txt"]
     target = ["--python-version", "3.11", "--python-platform", "x86_64-manylinux_2_28"]
     index = ["--index-url", "https://pypi.org/simple"]

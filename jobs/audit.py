@@ -1,9 +1,9 @@
 """Audit what a causal language model has memorised of an annotated dataset, beyond what the labels say.
 
 The memorised nats of a token with loss l and label e are max(e - l, 0). The excess, max(l - e, 0), was not learned.
-Both are summed over the labelled tokens of each document, of each value of a column, and of all documents. Labels are
-noisy, so that some nats seem memorised even in text that the model has never seen. Name such text with --reference to
-subtract these nats.
+Both are summed over the labelled tokens of each document, of all documents with the same value in a column, and of all
+documents. Labels are noisy, so that some nats seem memorised even in text that the model has never seen. Name such text
+with --reference to subtract these nats.
 
 The model reads every document by itself, after the start token. A document longer than the context is read in windows
 that overlap by half. Prints tables. With --output, writes documents.csv, with a row for each document, and results.md.

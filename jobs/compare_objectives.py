@@ -1,4 +1,4 @@
-"""Comparison of training methods: small language models overfit the same few documents, each by another method.
+"""Comparison of training methods: with each method, a small language model overfits the same few documents.
 
 Methods are objectives with labels, their controls, regularisers and distillation. Every method is tried with the same
 number of settings on development documents. Its best settings are trained again with new seeds and evaluated on test
@@ -76,8 +76,8 @@ class Config:
     """With --labels, tokenizer folder of the models. The nats of each labelled token are divided among the new tokens
     that cover the same bytes. By default, the models have the tokenizer of the datasets."""
     teacher: Path | None = None
-    """With --labels, a causal language model of the same tokens that has read other text. Its labels are called
-    teacher. Methods that distil its predictions or start from its weights need it, or --cross-fitted."""
+    """With --labels, a causal language model of the same tokens that has read other text. Its labels have the
+    name `teacher`. Methods that distil its predictions or start from its weights need it, or --cross-fitted."""
     methods: tuple[str, ...] = ()
     """Names of the methods to compare, as in results.md. The baseline, cross-entropy, is always one of them. By
     default, all methods are compared."""
@@ -85,7 +85,7 @@ class Config:
     """Name of the labels for methods that are tried with one kind of labels. By default, these are the first labels or,
     for a source, the causal labels. Flood and floor are tried with all labels."""
     documents: int = 128
-    """Number of documents to train on. With --labels, they are the first documents of the datasets after --skip."""
+    """Number of documents to train on. With --labels, they are the first documents that --skip does not leave out."""
     skip: int = 0
     """With --labels, number of documents at the beginning of the datasets to leave out."""
     development: int = 32
@@ -139,7 +139,7 @@ class Config:
 
     @property
     def common(self) -> dict[str, tuple[float, ...]]:
-        """Axes that all methods share, with their values."""
+        """Settings that every method tries, each with the values to try."""
         return {"learning_rate": self.learning_rates, "weight_decay": self.weight_decays, "dropout": self.dropouts}
 
 
@@ -161,7 +161,7 @@ def compare_objectives(config: Config) -> None:
 
 
 def compare(student: Student, methods: Sequence[Method], config: Config) -> None:
-    """Search, choose, open the test documents, and write the results."""
+    """Try every method, evaluate its best settings on the test documents, and write the results."""
     from pipeline.comparison.methods import trials_of
     from pipeline.comparison.protocol import choose, open_test, search
     from pipeline.comparison.standings import standings, write_results
@@ -217,7 +217,10 @@ def labelled(config: Config, study: Study) -> Study:
 
 
 def cross_fitted_study(config: Config, study: Study, folder: Path) -> Study:
-    """Return the study with cross-fitted labels, by teachers with the settings that suit the baseline best."""
+    """Return the study with cross-fitted labels instead of its own.
+
+    The teachers are trained with the settings for which cross-entropy, the baseline, has the lowest development loss.
+    """
     from pipeline.comparison.cross_fitting import cross_fitted
     from pipeline.comparison.methods import BASELINE, Method, trials_of
     from pipeline.comparison.protocol import choose, search

@@ -1,8 +1,8 @@
 """Fit a calibration: functions that map a labeller's labels to the scale of a better labeller's, the reference.
 
 Needs two annotated datasets that share documents: the labels to calibrate, and the reference's labels of a sample. The
-tokens may differ. Documents are paired by their tokens. Some are held out, and the agreement with the reference is
-printed for them, before and after. `pipeline.annotate --calibration FILE` applies the calibration.
+tokens may differ. Documents are paired by their tokens. Some documents are held out. For them, the agreement with the
+reference is printed before and after calibration. `pipeline.annotate --calibration FILE` applies the calibration.
 """
 
 from dataclasses import dataclass

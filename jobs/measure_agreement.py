@@ -1,4 +1,4 @@
-"""Measure the agreement of labels with a reference: all documents together, by their length, and by a column.
+"""Measure the agreement of labels with a reference, for all documents and for groups by length or by a column.
 
 Needs two annotated datasets that share documents: the labels, and those of the reference, such as a larger model. The
 tokens may differ. Documents are paired by their tokens, and the reference's labels are moved to the tokens of the
@@ -55,7 +55,7 @@ def measure_agreement(config: Config) -> None:
 
 
 def groups(pairs: Sequence[Pair], config: Config) -> Iterator[tuple[str, Sequence[Pair]]]:
-    """Yield named groups of documents: all, those of a range of lengths, and those of a value of `by`."""
+    """Yield groups of documents with a name: all documents, then a group per range of lengths and per value of `by`."""
     yield "all documents", pairs
     for start, stop in zip((1, *LENGTHS), (*LENGTHS, None), strict=True):
         name = f"{start:,} tokens or more" if stop is None else f"{start:,} to {stop - 1:,} tokens"

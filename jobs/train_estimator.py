@@ -72,11 +72,12 @@ class Config:
 
     @property
     def starting_point(self) -> Checkpoint | None:
-        """The checkpoint that --init-from names.
+        """Checkpoint that --init-from names, or None to train from scratch.
 
         Raises:
-            ValueError: if there is no such checkpoint, or it is neither an estimator nor a causal language model; or if
-                settings for a language model are given without one, or sizes with one.
+            ValueError: if there is no such checkpoint, or it is neither an estimator nor a causal language model; if
+                settings for a language model are given, but --init-from names no language model; or if sizes are given
+                that a language model determines itself.
         """
         found = None if self.init_from is None else Checkpoint.find(self.init_from)
         if found is not None and found.kind == "causal":
@@ -186,7 +187,9 @@ def own_estimator(vocabulary: int, start: Checkpoint | None, config: Config) -> 
 
 
 def around_language_model(start: Checkpoint, config: Config) -> Estimator:
-    """Return an estimator around a causal language model, with the losses of this model.
+    """Return an estimator whose decoder and encoder are causal language models.
+
+    Before training, the estimator's losses are exactly those of the decoder's language model.
 
     Raises:
         ValueError: if the windows are longer than those of a language model, the encoder has another tokenizer, or

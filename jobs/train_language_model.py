@@ -202,7 +202,7 @@ def train_on(
 
 
 def epoch_of(seen: LabelledDocuments, held_out: HeldWindows, config: Config) -> Epoch:
-    """Return the windows of an epoch. The held-out windows stand for those of a stream."""
+    """Return the windows of an epoch. If the documents are a stream, the held-out windows are taken as a sample."""
     from pipeline.training.epoch import Epoch
 
     sampled = documents_read(config, seen.dataset) - seen.stop

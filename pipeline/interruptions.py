@@ -59,7 +59,10 @@ def _say_interrupted(resumes: bool, *parts: str) -> None:
 
 
 def output_is_closed() -> bool:
-    """True if the reader of standard output is gone. A BrokenPipeError may also come from another pipe, to a server."""
+    """True if the reader of standard output is gone.
+
+    A BrokenPipeError does not prove this, because it may come from another pipe, for example to a server.
+    """
     poll = select.poll()
     if sys.stdout is None:
         return False

@@ -9,7 +9,8 @@
     ray_dataset.map_batches(labeller, batch_format="pyarrow")
 
 Windows, precision and rounding are those of `pipeline.annotate`, so a text has the labels that the command gives it.
-The command labels several documents in one batch. With `batch_invariant`, bits do not depend on these documents.
+Several documents are labelled in one batch, so the last bits of a label may depend on the other documents of the batch.
+With `batch_invariant`, they do not.
 
 Shapes: N tokens of a text, K numbers per token.
 """
@@ -62,7 +63,7 @@ class LabelledText:
     """Characters that each token completes; empty for a token that ends within a character. The joined tokens of a
     byte-level tokenizer are the text."""
     offsets: np.ndarray
-    """First character of each token in the text, and the character after its last, int64 [N, 2]."""
+    """Places in the text of each token's first character, and of the character after its last, int64 [N, 2]."""
     columns: Mapping[str, np.ndarray]
     """Values by column, [N] or [N, K], as annotation writes them: `input_ids`, `entropy` and other label columns. NaN
     stands for a token without a label."""
@@ -264,7 +265,7 @@ class Labeller:
 
 
 def _in_memory(config: Config) -> Source:
-    """Return a source of documents that come one batch at a time: its only column is that of the documents."""
+    """Return a source without files, for documents in memory. Its only column is that of the documents."""
     kind = pa.list_(pa.int32()) if config.tokenizer == TOKENIZED_ALREADY else pa.string()
     schema = pa.schema([(config.column.name, kind)])
     return Source((), (FileInfo(1, (1,), schema, ""),), schema, "")
@@ -285,7 +286,10 @@ def _batches(rows: pa.Table) -> Iterator[pa.RecordBatch]:
 
 
 def _arrays(annotation: pa.Table) -> dict[str, list[np.ndarray] | np.ndarray]:
-    """Return the columns of annotation. A column of tokens is a list of one array per row, others are one array."""
+    """Return the columns of annotation by name, as arrays.
+
+    A column with values for every token is a list with one array per row. Any other column is a single array.
+    """
     borders = np.cumsum(annotation.column(NUM_TOKENS).to_numpy())[:-1]
     arrays: dict[str, list[np.ndarray] | np.ndarray] = {}
     for name, column in zip(annotation.schema.names, annotation.columns, strict=True):
@@ -306,7 +310,7 @@ def _per_token(name: str, column: pa.ListArray) -> np.ndarray:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Context manager with one CPU thread for torch, since bits must not depend on the number of cores."""
+    """Context manager that limits torch to one CPU thread, because labels must not depend on the number of cores."""
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)

@@ -32,10 +32,11 @@ NUM_TOKENS = "num_tokens"
 MEAN_ENTROPY = "mean_entropy"
 
 ROUNDING_NATS = 1 / 128
-# Rounding changes a probability by at most a share of 1/2048, so that those of a token and the rest add up to 1 within
-# 1/2048. With steps of 1/128, 50 of SmolLM2's log-probabilities would take 59 bytes instead of 77, and miss 1 by 1/256.
+# Rounding changes a probability by at most a share of 1/2048. The probabilities of a token's ids and of all other ids
+# then add up to 1, with an error of at most 1/2048. With steps of 1/128, 50 of SmolLM2's log-probabilities would take
+# 59 bytes instead of 77, and the error would be up to 1/256.
 LOGPROB_ROUNDING_NATS = 1 / 1024
-LEAST_REST = 1e-7  # smallest probability left over that float32 log-probabilities can tell
+LEAST_REST = 1e-7  # smallest probability of all other ids that float32 log-probabilities can tell from 0
 MOST_PREDICTIONS = 1024  # largest `top_k` and `sampled_ids`: more than 2 kB per token
 MOST_VOCABULARY = 2**24  # limit for token ids: sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1

@@ -35,7 +35,7 @@ class Fit:
     """Values of the function at the knots. The function is linear between knots and constant outside."""
 
     def require_possible(self, kind: CalibrationKind) -> None:
-        """Raise if no fit can give this function.
+        """Raise if this function cannot be the result of a fit of this kind.
 
         Raises:
             ValueError: naming the first value that is wrong.
@@ -125,7 +125,7 @@ class Calibration:
         return frozenset(each.domain for column in self.columns for each in column.domains)
 
     def require_possible(self) -> None:
-        """Raise if no fit can give this calibration.
+        """Raise if this calibration cannot be the result of a fit.
 
         Raises:
             ValueError: naming what is wrong.

@@ -44,7 +44,7 @@ def sidecar_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
 
 
 def has_id(schema: pa.Schema) -> bool:
-    """True if a source has a column `id` of text or of whole numbers. Another column of this name is no key."""
+    """True if a source has a column `id` of text or of whole numbers. Only these types can be keys."""
     at = schema.get_field_index(ID_COLUMN)
     kind = pa.null() if at < 0 else schema.field(at).type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind))

@@ -1,4 +1,4 @@
-"""Documents and a provenance, made in a moment without torch; and the functions that commands run."""
+"""Documents and a provenance for tests, made quickly and without torch, and the functions that commands run."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -40,12 +40,12 @@ def write_documents(file: Path, texts: Sequence[str | None], **columns: Sequence
 
 
 def sample_texts(count: int, characters: int = 1500) -> list[str]:
-    """Return the first sample documents, cut short."""
+    """Return the texts of the first `count` sample documents, each cut after a number of characters."""
     return [text[:characters] for text in sample_documents().column("text").to_pylist()[:count]]
 
 
 def command_of(module: str) -> Callable[..., Any]:
-    """Return the function that `python -m MODULE` runs: it is named like the module, in `__main__` of a package."""
+    """Return the function that `python -m MODULE` runs. It has the module's name; a package has it in `__main__`."""
     found = find_spec(module)
     is_package = found is not None and found.submodule_search_locations is not None
     holder = importlib.import_module(f"{module}.__main__" if is_package else module)

@@ -30,7 +30,7 @@ from tests.hub import Hub, hub_server
 
 ROOT = Path(__file__).parents[1]
 RAY = ExitStack()
-"""Rays that this session has started."""
+"""Instances of Ray that this session has started."""
 RunCommand = Callable[..., int]
 MOUNT = ("mount", "-t", "tmpfs", "-o")
 # In a process that starts Ray more than once, Ray 2.60 leaves an exporter of metrics behind. It reports every ten
@@ -70,15 +70,15 @@ RAYS = ("head", "cluster", None)  # in the order in which tests run
 
 @cache
 def ray_of(file: Path) -> str | None:
-    """Return the session's Ray that a file's tests use, if any: a head with a dashboard, or only a cluster."""
+    """Return which Ray of the session a file's tests use: `head` with a dashboard, `cluster`, or None."""
     found = re.findall(r"\b(ray_head|run_here|ray_cluster)\b", file.read_text(encoding="utf-8"))
     return ("cluster" if {*found} == {"ray_cluster"} else "head") if found else None
 
 
 class FewRays(LoadFileScheduling):  # type: ignore[misc]
-    """Scheduling of one file per process at a time, except that one process gets all files that use the same Ray.
+    """Scheduler that gives each process one file at a time, but all files that use the same Ray to one process.
 
-    Otherwise several processes would have a Ray, and an idle Ray costs up to a tenth of a core.
+    Otherwise several processes would start a Ray, and an idle Ray costs up to a tenth of a core.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -164,8 +164,8 @@ def started_head(home: Path) -> Iterator[Head]:
 def free_ports(count: int) -> list[int]:
     """Return ports that nobody listens on, below the ephemeral ports of the system.
 
-    Ray's servers listen on all addresses, so a process that later gets the same port on loopback would be reached
-    instead of them.
+    The system gives ephemeral ports to other processes. Ray's servers listen on all addresses, so another process could
+    still get a server's port on loopback, and clients would reach that process.
     """
     free: list[int] = []
     with ExitStack() as stack:
@@ -178,7 +178,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_for(request: urllib.request.Request, process: subprocess.Popen[bytes], seconds: float = 60) -> None:
-    """Return when a server answers; fail if its process ends or takes too long."""
+    """Wait until a server answers. Fail if its process ends or takes longer than `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
@@ -192,7 +192,7 @@ def wait_for(request: urllib.request.Request, process: subprocess.Popen[bytes], 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    """Yield a Hub that is the default address and token of this process's clients; uploads go by LFS."""
+    """Yield a test Hub. This process's clients use its address and token by default, and upload by LFS."""
     with hub_server() as running:
         monkeypatch.setenv("HF_TOKEN", running.writer)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, running.address)
@@ -248,7 +248,7 @@ def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
 
 @pytest.fixture(scope="session")
 def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file of documents: FineWeb's if FINEWEB names one, else fifty built-in documents."""
+    """Return a file of documents: the one that the environment variable FINEWEB names, or fifty built-in documents."""
     if os.environ.get("FINEWEB"):
         return Path(os.environ["FINEWEB"])
     return write_documents(tmp_path_factory.mktemp("documents") / "sample.parquet", sample_texts(50))

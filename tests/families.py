@@ -22,7 +22,7 @@ GROUPED: dict[str, Any] = {**PLAIN, "num_key_value_heads": 1}
 GEMMA: dict[str, Any] = {**GROUPED, "head_dim": 8, "sliding_window": 8}
 OPT: dict[str, Any] = {**PLAIN, "ffn_dim": 32}
 
-# By name: the model type, and the settings of its configuration except vocabulary, positions and start.
+# For each name: the model type, and the settings of its configuration except vocabulary, positions and start token.
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", GROUPED),
     "llama, head of its own": ("llama", {**GROUPED, "tie_word_embeddings": False}),
@@ -67,7 +67,10 @@ WITHOUT_POSITIONS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def tiny_of_family(family: str, *, vocabulary: int = 31, context: int = 32) -> PreTrainedModel:
-    """Return a model that reads token 3 before a document, in a position in addition to those of `context` tokens."""
+    """Return a model of the family that reads token 3 before a document.
+
+    The model has a position for this token in addition to those of `context` tokens.
+    """
     torch.manual_seed(0)
     kind, sizes = (FAMILIES | WITHOUT_POSITIONS)[family]
     shared: dict[str, Any] = {"vocab_size": vocabulary, "bos_token_id": START, "eos_token_id": START, "pad_token_id": 0}

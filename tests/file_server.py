@@ -1,4 +1,4 @@
-"""Web server on loopback that serves bytes by path, and parts of them for a Range header."""
+"""Web server on loopback that serves bytes by path, or the part of them that a Range header requests."""
 
 import hashlib
 import re
@@ -16,11 +16,11 @@ class Faults:
     """Faults of a server: none at first; tests may set any of them at any time."""
 
     status: int | None = None
-    """Status of all answers, which have no content."""
+    """HTTP status of all answers. They then have no content."""
     bytes_sent: int | None = None
-    """Bytes of a body after which the connection is dropped."""
+    """Number of bytes of a body after which the connection is dropped."""
     tells_length: bool = True
-    """False to leave out Content-Length, so that only the end of the connection ends a body."""
+    """If false, Content-Length is left out, so that only the end of the connection ends a body."""
 
 
 class FileHandler(BaseHTTPRequestHandler):
@@ -77,7 +77,7 @@ class FileHandler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """A server whose close also closes the connections that clients would reuse."""
+    """Server that, when closed, also closes the connections that clients would reuse."""
 
     def server_activate(self) -> None:
         self.accepted: list[socket.socket] = []
@@ -108,6 +108,9 @@ def serving(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 @contextmanager
 def file_server(files: dict[str, bytes], faults: Faults | None = None) -> Iterator[str]:
-    """Serve files by their paths, with a leading slash, and yield the address; files and faults may change."""
+    """Serve files by their paths, which begin with a slash, and yield the server's address.
+
+    Tests may change the files and the faults at any time.
+    """
     with serving(type("Handler", (FileHandler,), {"files": files, "faults": faults or Faults()})) as address:
         yield address

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that start at once, forked from a server that has imported torch but not used it.
+"""Commands in separate processes that start at once: forks of a server that has imported torch but not used it.
 
 `Forked` has the methods of `subprocess.Popen` that tests use. A process group is started without a launcher: its
 processes get the environment variables that a launcher would set.
@@ -19,7 +19,7 @@ NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 class Forked:
-    """`python -m MODULE ARGUMENTS...` on one thread, with its output in files."""
+    """A process that runs `python -m MODULE ARGUMENTS...` on one thread, with its output in files."""
 
     def __init__(self, *command: object, environment: Mapping[str, str] = NOTHING) -> None:
         self.folder = TemporaryDirectory()
@@ -63,7 +63,10 @@ def group(processes: int, *command: object, environment: Mapping[str, str] = NOT
 
 
 def follow_hub(environment: Mapping[str, str]) -> None:
-    """Point huggingface_hub, which read the server's environment at import, to the Hub of this environment."""
+    """Point huggingface_hub to the Hub of this environment.
+
+    The library reads the environment at import, and was imported in the server that is forked.
+    """
     from huggingface_hub import constants
 
     if "HF_ENDPOINT" in environment:

@@ -30,19 +30,19 @@ from tests.tiny_models import tiny_second_order
 
 DOCUMENTS = 24
 MOST_KILLS = 3
-"""Signals to a trial before it is left to complete."""
+"""Maximum number of signals to a trial. After them, the command is left to complete."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, -2, 0}}
-"""Allowed exit codes: -15 and -2 while a command imports or ends, 0 if it was done before the signal came."""
+"""Allowed exit codes by signal: -15 and -2 while a command imports or ends, 0 if the signal came after its end."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """An annotation, to a folder or to a repository of a Hub."""
+    """Annotation command that writes to a folder, or to a repository of a Hub."""
 
     inputs: tuple[str, ...]
     scratch: Path
-    """Folder that holds the output or staging folder."""
+    """Folder that holds the output folder or the staging folder."""
     hub: Hub | None = None
 
     @property
@@ -64,7 +64,7 @@ class Command:
         return {name: data for name, data in files.items() if Path(name).name not in ("report.json", "lock")}
 
     def left(self) -> list[str]:
-        """Return files that a completed run should not have left."""
+        """Return the files left behind that a completed run should have removed."""
         return sorted(map(str, [*self.scratch.rglob("*.unfinished"), *self.scratch.glob("staging/**/*.parquet")]))
 
 
@@ -126,7 +126,7 @@ def annotate_in_this_process(words: tuple[str, ...], environment: dict[str, str]
 
 @dataclass
 class Undisturbed:
-    """An undisturbed run, and how long it took."""
+    """An undisturbed run: its files, the rows that `datasets` loads, and its duration in seconds."""
 
     files: dict[str, bytes]
     rows: list[dict[str, object]]
@@ -134,7 +134,7 @@ class Undisturbed:
 
 
 def rows_of(files: dict[str, bytes], folder: Path) -> list[dict[str, object]]:
-    """Load the dataset with `datasets`."""
+    """Write a dataset's files into a folder, and return the rows that `datasets` loads."""
     for name, data in files.items():
         if not name.startswith("_ledger"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +145,7 @@ def rows_of(files: dict[str, bytes], folder: Path) -> list[dict[str, object]]:
 
 @dataclass
 class Kills:
-    """Trials against one undisturbed run."""
+    """Trials of killed annotations, each compared with one undisturbed run."""
 
     folder: Path
     seed: int
@@ -160,7 +160,7 @@ class Kills:
         copy_tokenizer(SHIPPED / "tokenizer", self.folder / "model")
         model = ("--estimator", str(self.folder / "model"))
         self.inputs = ("--input", str(documents), *model, "--rows-per-unit", "1")
-        self.undisturbed("first")  # includes the start of the process that others are forked from
+        self.undisturbed("first")  # its time includes the start of the server that forks commands
         self.expected = self.undisturbed("second")
         assert len(self.expected.rows) == DOCUMENTS
 
@@ -195,7 +195,7 @@ class Kills:
                 yield f"trial {number}: {'; '.join(did)}: {wrong}"
 
     def attempt(self, command: Command, workers: int, dice: random.Random) -> tuple[str, str]:
-        """Start the command and send one signal; return what was done, and what was wrong with the end."""
+        """Start the command and send one signal. Return what was done, and what was wrong with the command's end."""
         victim = "worker" if workers and dice.random() < 0.5 else "driver"
         number = signal.SIGKILL if victim == "worker" else dice.choice(SIGNALS)
         moment = dice.uniform(0, self.expected.seconds + (8 if workers else 0))
@@ -217,7 +217,7 @@ class Kills:
         return done, f"a stack trace: {printed[-600:]}" if trace and number != signal.SIGKILL else ""
 
     def differences(self, command: Command) -> Iterator[str]:
-        """Yield the differences to the undisturbed run."""
+        """Yield a sentence for each difference from the undisturbed run."""
         files, expected = command.files(), self.expected.files
         for name in sorted({*files, *expected}):
             if "receipts" not in name and files.get(name) != expected.get(name):
@@ -232,7 +232,7 @@ class Kills:
 
 
 def lines_of(files: dict[str, bytes]) -> list[bytes]:
-    """Return all receipts, because a resumed run may divide them differently into files."""
+    """Return all receipts as sorted lines, because a resumed run may divide them differently into files."""
     return sorted(line for name, data in files.items() if "receipts" in name for line in data.splitlines())
 
 

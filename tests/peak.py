@@ -1,4 +1,4 @@
-"""Peak memory of one operation on a file, in a process of its own, on Linux.
+"""Peak memory of one operation on a file, measured in a separate process on Linux.
 
 `python -m tests.peak plan FILE` prints the peak in bytes and the outcome, as JSON.
 """
@@ -24,20 +24,20 @@ class Peak(NamedTuple):
 
 
 def peak_of(what: str, file: Path, timeout: int = 120) -> Peak:
-    """Measure an operation in another process."""
+    """Return the peak memory and the outcome of an operation that runs in another process."""
     command = [sys.executable, "-m", "tests.peak", what, str(file)]
     return Peak(*json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, timeout=timeout).stdout))
 
 
 def plan(file: Path) -> str:
-    """Inspect a source as a driver does."""
+    """Inspect a source as a driver does. Return the number of rows in words."""
     from pipeline.engine.plan import inspect
 
     return f"{inspect(find_files([str(file)]), Column()).rows} rows"
 
 
 def annotate_fast(file: Path) -> str:
-    """Annotate with a tiny model, in a tenth of the time."""
+    """Annotate with a tiny model, which takes a tenth of the shipped model's time."""
     from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
     from tests.tiny_models import tiny_second_order
 
@@ -48,7 +48,7 @@ def annotate_fast(file: Path) -> str:
 
 
 def annotate(file: Path, model: str | None = None) -> str:
-    """Annotate as a driver and a worker do, with the shipped model by default."""
+    """Annotate as a driver and a worker do, by default with the shipped model. Return the outcome in words."""
     from pipeline.annotate.__main__ import annotate
     from pipeline.annotate.config import Config
     from pipeline.data.ledger import Ledger

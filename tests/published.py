@@ -1,8 +1,8 @@
 """Published procedure for exact labels, as a slow reference: two full-length forward passes per label.
 
-Every prefix is shifted to the right end of a window of N tokens. The left is padding behind an attention mask, and the
-logits of the whole window are computed. For every prefix length the embedding is directly before the first real token,
-so that this token is never predicted from padding, which would treat short prefixes unlike the whole window.
+Every prefix is shifted to the right end of a window of N tokens. To its left is padding behind an attention mask, and
+the logits of the whole window are computed. The embedding is always directly before the prefix's first token. If that
+token were predicted from padding, short prefixes would be treated differently from the whole window.
 
 T tokens of the window, R prefixes in a forward pass, D decoder width, V vocabulary.
 """
@@ -24,7 +24,11 @@ BATCH = 8
 def published_entropies(
     estimator: EntropyEstimator, window_T: Tensor, positions: Sequence[int] | None = None, batch: int = BATCH
 ) -> Tensor:
-    """Return C(n) - C(n - 1) in nats, float32, at `positions` (None for all), with `batch` prefixes per forward."""
+    """Return exact labels in nats, float32, at `positions` (None for all).
+
+    The label of token n is C(n) - C(n - 1), and C(n) is the code length of the first n tokens. A forward pass has
+    `batch` prefixes.
+    """
     chosen_P = torch.arange(len(window_T)) if positions is None else torch.tensor(positions)
     entropies = [
         code_lengths(estimator, window_T, (chosen_R + 1).to(window_T.device))
@@ -35,7 +39,10 @@ def published_entropies(
 
 
 def code_lengths(estimator: EntropyEstimator, window_T: Tensor, length_R: Tensor) -> Tensor:
-    """Return C(n) without the embedding's cost, float64 [R]; a length of 0 is computed too, but its result is 0."""
+    """Return the code lengths C(n) of prefixes in nats, float64 [R], without the cost of the embedding.
+
+    A prefix of length 0 is computed too, but its result is 0.
+    """
     width = len(window_T)
     index_RT = torch.arange(width, device=window_T.device) - (width - length_R.unsqueeze(1))
     real_RT, position_RT = index_RT >= 0, index_RT.clamp(min=0)

@@ -24,7 +24,7 @@ SETTINGS = replace(
 
 @dataclass(frozen=True)
 class KeyedDocument:
-    """A document of token ids, with the source's key and its labels."""
+    """A document of token ids, with its key in the source and its labels."""
 
     id: str | None
     tokens: tuple[int, ...] | None
@@ -32,7 +32,7 @@ class KeyedDocument:
 
 
 def labelled(documents: Sequence[tuple[str | None, tuple[int, ...] | None]], seed: int = 0) -> list[KeyedDocument]:
-    """Return the documents with random labels of their own, in steps of 1/128 nat."""
+    """Return the documents, each with its own random labels in steps of 1/128 nat."""
     random = np.random.default_rng(seed)
     return [
         KeyedDocument(id, tokens, tuple((random.integers(0, 2000, len(tokens or ())) / 128).tolist()))
@@ -41,7 +41,7 @@ def labelled(documents: Sequence[tuple[str | None, tuple[int, ...] | None]], see
 
 
 def write_source(file: Path, documents: Sequence[KeyedDocument], *, ids: bool = True) -> Path:
-    """Write the tokens of documents, and their ids unless told otherwise, as a Parquet file."""
+    """Write a Parquet file with the documents' tokens and, if `ids`, their keys in a column `id`."""
     columns: dict[str, pa.Array] = {INPUT_IDS: pa.array([each.tokens for each in documents], pa.list_(pa.int64()))}
     if ids:
         columns["id"] = pa.array([each.id for each in documents], pa.string())
@@ -58,7 +58,7 @@ def write_sidecar(
     ids: bool = True,
     settings: Provenance = SETTINGS,
 ) -> Path:
-    """Write the labels of documents that lie in `folder/source.parquet`, which is written too."""
+    """Write the documents to `folder/source.parquet`, and their labels to a sidecar. Return the sidecar's folder."""
     source = write_source(folder / "source.parquet", documents, ids=ids)
     file, rows = replace(local_file(source), path=source.name), pq.read_table(source)
     schema = sidecar_schema(rows.schema, settings)

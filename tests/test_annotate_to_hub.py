@@ -1,4 +1,4 @@
-"""`--output hf://datasets/USER/NAME` against a Hub that fails at times; commands to kill have their own process."""
+"""`--output hf://datasets/USER/NAME` with a Hub that fails at times. Commands to be killed have their own process."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(run_command: RunCommand, hub: Hub, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Return a function that runs a command and returns the exit code and the output, which must not hold a token."""
+    """Return a function that runs a command and returns its exit code and output. The output must hold no Hub token."""
 
     def run_it(*arguments: object, module: str = "pipeline.annotate") -> tuple[int, str]:
         here = ("--workers", 0) if module == "pipeline.annotate" else ()
@@ -289,7 +289,7 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
 def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
 ) -> None:
-    """Including a source with a column `_type`, for which the card cannot hold them."""
+    """This holds even for a source with a column `_type`. For this source, the card cannot hold the names."""
     columns = {"kind": [0, 1, None], **more}
     known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
     table = pa.table({"text": sample_texts(3, 200), **columns})
@@ -309,7 +309,7 @@ def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
 def test_a_damaged_shard_in_the_repository_is_labelled_and_published_again(
     hub: Hub, run: Run, tmp_path: Path, model: Path
 ) -> None:
-    """Although its receipt is published too; the card then has the right number of rows."""
+    """The shard is replaced although its receipt is published. The card then has the right number of rows."""
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2, "--output", URL)
     assert run(*chosen, "--staging", tmp_path / "staging")[0] == 0
@@ -387,7 +387,7 @@ def test_a_repository_whose_plan_reads_another_file_is_refused(hub: Hub, run: Ru
 def test_shards_that_the_repository_lacks_at_the_end_are_reported_with_exit_code_three(
     run: Run, hub: Hub, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For example because somebody deleted them meanwhile."""
+    """Somebody may have deleted shards of the repository while the command ran."""
     file = write_documents(tmp_path / "in.parquet", sample_texts(8, 300))
     whole = PublishedLedger.receipts
     monkeypatch.setattr(PublishedLedger, "receipts", lambda *arguments: whole(*arguments)[:-1])

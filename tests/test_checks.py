@@ -14,7 +14,7 @@ TRAIN = ("jobs.train_tokenizer", "--input", "in.txt")
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return a working directory that is Ray's copy for a job."""
+    """Make a folder like Ray's copy for a job the working directory, and return it."""
     folder = tmp_path / COPY
     folder.mkdir(parents=True)
     (folder / "in.txt").write_text("A text of a few words.", encoding="utf-8")

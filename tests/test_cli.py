@@ -183,7 +183,7 @@ def test_a_name_that_is_not_text_in_the_locale_is_refused(locale: dict[str, str]
 def test_the_flags_of_a_command_stand_for_the_settings_that_the_library_names(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """This holds in errors, in printed text and in the log. A word in backticks that is not a setting stays."""
+    """Errors, printed text and the log show settings as flags. Other words in backticks stay as they are."""
 
     def command(config: Config) -> None:
         say("a larger `limit`")

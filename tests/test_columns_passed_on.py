@@ -1,4 +1,4 @@
-"""Columns of the source in the annotated dataset, both read by `load_dataset`, streaming and not."""
+"""Columns passed on from the source to the annotated dataset. `load_dataset` must read both alike, streamed or not."""
 
 import datetime
 import io

@@ -30,7 +30,7 @@ ROUNDING = 1 / 256 + 1e-3
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Documents, two language models of one tokenizer, and one of another tokenizer."""
+    """Write documents, two language models with the same tokenizer, and one with another tokenizer."""
     folder = tmp_path_factory.mktemp("ensembles")
     texts = [*sample_texts(5, 400), "", None, "naïve 👩‍👩‍👧 e\u0301"]
     write_documents(folder / "in.parquet", texts)
@@ -68,7 +68,7 @@ def annotate(
 
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and the provenance."""
+    """Return the rows and the provenance of an annotated dataset."""
     files = sorted((output / "data").rglob("*.parquet"))
     provenance = json.loads(pq.read_schema(files[0]).metadata[PROVENANCE_KEY])
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), provenance

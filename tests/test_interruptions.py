@@ -1,4 +1,4 @@
-"""Ends of interrupted commands: by real signals during their work, and by readers that have gone."""
+"""Commands that are interrupted by real signals during their work, or whose output's reader has gone."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
 
 
 def long_annotation(folder: Path, workers: int) -> tuple[str, ...]:
-    """Return a command that takes half a minute, in units of a tenth of a second."""
+    """Return an annotation command that takes half a minute. Each of its units takes a tenth of a second."""
     tiny_estimator().save_pretrained(folder / "estimator")
     documents = [ids * 20 for ids in token_rows(300)]
     file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
@@ -117,7 +117,7 @@ def begun(*words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("number", "code"), [*SIGNALS, (signal.SIGHUP, 129)])
 def test_a_signal_that_comes_twice_at_once_is_one(number: int, code: int) -> None:
-    """`timeout` sends a signal twice. The exit codes hold even if the interrupted code runs within an `exec`."""
+    """`timeout` sends a signal twice. The exit code must hold even if the interrupted code runs within an `exec`."""
     process = begun("0.5")
     process.send_signal(number)
     time.sleep(0.2)
@@ -138,7 +138,7 @@ def test_a_second_signal_ends_what_takes_long_to_close(number: int, code: int) -
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
-    """`nohup` ignores SIGHUP."""
+    """`nohup` lets a command ignore SIGHUP, and the command must not change that."""
     script = SLOW_TO_CLOSE.replace("time.sleep(60)", "time.sleep(1)").replace("float(sys.argv[1])", "0")
     pipe = subprocess.PIPE
     process = subprocess.Popen([sys.executable, "-c", script, "ignored"], stdout=pipe, stderr=pipe, text=True)
@@ -155,7 +155,7 @@ def test_a_standard_output_that_is_closed_from_the_start_is_no_error() -> None:
 
 
 def with_closed_output(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run `python -m WORDS`, whose reader ends before the command writes, as `| head` may."""
+    """Run `python -m WORDS` with an output whose reader ends before the command writes, as `| head` may."""
     reader, writer = os.pipe()
     os.close(reader)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}

@@ -1,4 +1,4 @@
-"""Labels from Python: the command's own bits, in texts, batches, tables, `datasets` and Ray Data."""
+"""Labels from Python have the command's bits, for texts, batches, tables, `datasets` and Ray Data."""
 
 import pickle
 from pathlib import Path
@@ -26,7 +26,7 @@ TEXTS = [*sample_texts(3, 900), "", "naïve 中文 🙂\n", "x"]
 
 @pytest.fixture(scope="module")
 def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a causal language model with a context of 64 tokens, so that texts have several windows."""
+    """Write a causal language model with a context of 64 tokens, so that texts have several windows."""
     folder = tmp_path_factory.mktemp("causal")
     tiny_language_model(vocabulary=8192, context=64).save_pretrained(folder)
     copy_tokenizer(SHIPPED / "second-order", folder)
@@ -70,7 +70,7 @@ def test_labels_are_those_of_the_command_to_the_bit(
 
 
 def _other(folder: Path) -> Path:
-    """Return a tokenizer folder whose tokens are other than those of the models."""
+    """Train a tokenizer whose tokens differ from those of the models, and return its folder."""
     from jobs.train_tokenizer import Config, train_tokenizer
 
     given = write_documents(folder / "more.parquet", sample_texts(3, 900))

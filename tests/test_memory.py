@@ -12,7 +12,7 @@ import zstandard
 from tests.annotated import write_annotated
 from tests.peak import peak_of
 
-DRIVER, WORKER = 2**30, 2**31  # bounds that README states
+DRIVER, WORKER = 2**30, 2**31  # bounds that docs/cluster.md states
 MB = 10**6
 
 
@@ -69,7 +69,7 @@ def test_a_driver_stays_below_a_gibibyte(tmp_path: Path, name: str, outcome: str
 
 
 def test_a_worker_stays_below_two_gibibytes(tmp_path: Path) -> None:
-    """Given a document that is too long, one of a single word, and a long value that is repeated in many rows."""
+    """The file has a document that is too long, a document of a single word, and a long value repeated in many rows."""
     texts = ["the cat sat " * 2_500_000, "~" * 4000, *["y" * 10_000_000] * 50, "a"]
     pq.write_table(pa.table({"text": texts, "html": texts}), tmp_path / "a.parquet", compression="zstd")
     peak = peak_of("annotate", tmp_path / "a.parquet", timeout=300)
@@ -86,7 +86,7 @@ def test_ten_gigabytes_of_zeros_are_refused_as_soon_as_a_few(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_the_longest_document_fits_a_worker(tmp_path: Path) -> None:
-    """A document of one token per byte, which takes a minute or two."""
+    """The document has one token per byte, and takes a minute or two."""
     texts = ["~^|`" * 2**20]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", compression="zstd")
     peak = peak_of("annotate_fast", tmp_path / "a.parquet", timeout=900)

@@ -27,7 +27,7 @@ REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def is_harmless(text: str) -> bool:
-    """True if, by Unicode's tables, a character is no control, line end or surrogate, and sets no direction."""
+    """Return True if, by Unicode's tables, no character is a control, line end or surrogate, or sets a direction."""
     kinds = {unicodedata.category(character) for character in text}
     return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not REORDERING & set(map(unicodedata.bidirectional, text))
 

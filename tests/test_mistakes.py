@@ -30,7 +30,7 @@ BEGUN = {"unfinished.json", "plan.json", "tokenizer.json", "tokenizer_config.jso
 
 @dataclass(frozen=True)
 class Mistake:
-    """A row of the page."""
+    """A mistake: a row of docs/errors.md."""
 
     name: str
     module: str
@@ -54,7 +54,7 @@ def mistakes() -> Iterator[Mistake]:
 
 
 def flags(arguments: str) -> list[list[str]]:
-    """Return each flag with its values."""
+    """Split arguments into flags, each with its values."""
     return [shlex.split(f"--{part}") for part in re.split(r"(?:^| )--", arguments) if part]
 
 
@@ -70,7 +70,7 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Yield the working folder, with a Hub that has datasets; remove the output of a command."""
+    """Yield the working directory, with a Hub that has datasets. Afterwards remove the output of the command."""
     monkeypatch.chdir(materials)
     monkeypatch.setattr("pipeline.progress.SHORT_SECONDS", 3600)  # on a busy machine a slow stage would print a line
     for name in ("user/name", "other/name"):

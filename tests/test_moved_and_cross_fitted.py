@@ -24,7 +24,7 @@ ANNOTATE = ("pipeline.annotate", "--workers", 0)
 
 
 def read(output: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows and the provenance."""
+    """Return the rows and the provenance of an annotated dataset."""
     files = sorted((output / "data").rglob("*.parquet"))
     provenance = json.loads(pq.read_schema(files[0]).metadata[PROVENANCE_KEY])
     return pa.concat_tables([pq.read_table(file) for file in files]).to_pylist(), provenance
@@ -43,7 +43,7 @@ def test_labels_move_to_the_tokens_of_another_tokenizer(run_command: RunCommand,
     tokens = encode(load_tokenizer(tmp_path / "small"), [text or "" for text in texts])
     for before, after, ids in zip(own, moved, tokens, strict=True):
         assert after["input_ids"] == ids.tolist() and len(after["entropy"]) == len(ids)
-        # each label of either side is rounded to 1/128 nat
+        # each label, before and after the move, is rounded to 1/128 nat
         rounding = (len(before["entropy"]) + len(ids)) / 256
         assert sum(after["entropy"]) == pytest.approx(sum(before["entropy"]), abs=rounding + 1e-4)
     assert own_provenance["estimator_tokenizer_sha256"] is None

@@ -60,7 +60,7 @@ USED: dict[str, dict[str, tuple[Callable[[Any], bool], str]]] = {
         "datasets.Features._to_yaml_list": (takes("self"), "the card's features are written as datasets reads them"),
     },
 }
-"""By module and private name: a check of the name's value, and its purpose."""
+"""For each module and private name: a check of the name's value, and the purpose of its use."""
 
 
 def found_in(file: Path) -> Iterator[str]:
@@ -82,7 +82,7 @@ def found_in(file: Path) -> Iterator[str]:
 
 
 def private(name: str) -> bool:
-    """True if a name begins with one underscore, except the public ones of named tuples."""
+    """Return True if a name has one leading underscore, except the public names of named tuples, such as `_replace`."""
     return bool(re.search(r"\._(?!fields$|replace$|asdict$|make$)[a-z]", name))
 
 

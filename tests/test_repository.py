@@ -53,7 +53,7 @@ SAME_NAMES = {"__init__", "__main__", "config", "second_order"}
 
 
 def test_no_two_modules_and_no_two_classes_share_a_name() -> None:
-    """Except `Config`, the settings of each command."""
+    """Only `Config` may occur several times, as the class of each command's settings."""
     modules, classes = defaultdict(list), defaultdict(list)
     for file in sorted(file for folder in ("pipeline", "jobs", "schemas") for file in (ROOT / folder).rglob("*.py")):
         modules[file.stem].append(file)

@@ -40,7 +40,7 @@ def test_the_estimator_knows_its_language(input_ids_BT: torch.Tensor) -> None:
 
 
 def test_second_order_labels_rise_with_the_exact_ones_and_are_lower(input_ids_BT: torch.Tensor) -> None:
-    """SmolLM2, which taught them, needs fewer nats for English than the estimator."""
+    """The second-order model learned SmolLM2's labels, and SmolLM2 needs fewer nats for English than the estimator."""
     exact_BT = exact.token_entropies(load_estimator(SHIPPED / "estimator"), input_ids_BT)
     entropy_BT, expected_BT = second_order.token_entropies(load_second_order(SHIPPED / "second-order"), input_ids_BT)
     assert torch.corrcoef(torch.stack([entropy_BT.flatten(), exact_BT.flatten()]))[0, 1] > 0.6

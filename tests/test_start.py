@@ -1,4 +1,4 @@
-"""Start of every command: help comes at once, since nothing is imported that only the work needs."""
+"""Start of every command: help comes at once, because only the work itself imports heavy packages."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pipeline.__main__ import commands
 
 ROOT = Path(__file__).parents[1]
 FLAGS = {"pipeline.publish": "--repository", "pipeline.verify": "--repair", "jobs.measure_agreement": "--reference"}
-"""A flag of each command that has no --output."""
+"""For each command without --output, one of its flags."""
 HEAVY = {"torch", "transformers", "accelerate", "matplotlib", "ray", "datasets"}
 """Packages that take long to import."""
 MOST_SECONDS = 3.0  # 1.1 to 1.9 s on a slow idle core, up to 2.3 s on one that others share
@@ -29,9 +29,9 @@ class Start:
     exit_code: int
     printed: str
     imported: set[str]
-    """Names of packages."""
+    """Names of the packages that the command has imported."""
     seconds: float
-    """Processor time."""
+    """Processor time of the command."""
 
 
 def start(command: str) -> Start:

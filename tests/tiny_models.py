@@ -79,10 +79,10 @@ def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> P
 
 
 def chain_language_model(table: np.ndarray, *, context: int = 32) -> PreTrainedModel:
-    """Return a language model that predicts as a Markov chain of order 1 does, with these next-symbol distributions.
+    """Return a language model that predicts like the Markov chain whose next-symbol distributions are the table's rows.
 
-    It reads the first id after the symbols before a document, and predicts as after symbol 0. There must be an odd
-    number of symbols, because rotary positions need an even width.
+    Before a document, the model reads an id that is one above the symbols, and predicts as after symbol 0. The number
+    of symbols must be odd, because rotary positions need an even width.
     """
     symbols = len(table)
     config = llama_config(vocab_size=symbols + 1, width=symbols + 1, layers=1, heads=1, context=context)
@@ -94,7 +94,7 @@ def chain_language_model(table: np.ndarray, *, context: int = 32) -> PreTrainedM
         if name.endswith(("o_proj.weight", "down_proj.weight")):
             weight.data.zero_()  # the layer adds nothing
     model.get_input_embeddings().weight.data = torch.eye(symbols + 1)
-    model.get_output_embeddings().weight.data = head / math.sqrt(symbols + 1)  # the norm makes the states as long
+    model.get_output_embeddings().weight.data = head / math.sqrt(symbols + 1)  # the norm makes the states this long
     return frozen(model)
 
 

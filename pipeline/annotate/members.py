@@ -11,7 +11,10 @@ from schemas.receipts import Plan
 
 
 def pin_checkpoints(named: tuple[str, ...], existing: Plan | None) -> tuple[str, ...]:
-    """Return the named checkpoints, with the resumed run's commit added to each Hub checkpoint that the run has too."""
+    """Return the named checkpoints, those on the Hub with the commits that the resumed run recorded.
+
+    A name stays as it is if it has a revision already, or if the resumed run has another checkpoint in its place.
+    """
     if existing is None:
         return named
     members = tuple(member.model for member in existing.provenance.members) or (existing.checkpoint or "",)
@@ -111,10 +114,11 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
-    """Return the digest of each checkpoint's tokenizer if its labels must be moved, otherwise None.
+    """Return one item per checkpoint: the digest of its tokenizer if its labels must be moved, otherwise None.
 
-    Tokenizers of an ensemble that give the same ids count as one tokenizer, even if their files differ. They count as
-    the tokenizer of `tokens` if it gives these ids too, otherwise as the first of them.
+    Tokenizers of an ensemble that give the same ids count as one tokenizer, even if their files differ. If the
+    tokenizer of `tokens` gives the same ids too, no labels must be moved. Otherwise, the digest of the first of these
+    tokenizers stands for all of them.
     """
     digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
     if len(set(digests)) == 1 or tokens.folder is None:

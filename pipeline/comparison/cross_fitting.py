@@ -94,7 +94,7 @@ def _labels(predictions: StoredPredictions, teachers: int) -> dict[str, np.ndarr
 
 
 def _mixture_nats(student: Student, models: Sequence[PreTrainedModel]) -> np.ndarray:
-    """Return the loss in nats of the mixture of some models for each test document [M]."""
+    """Return the loss in nats that the mixture of the models has on each test document [M]."""
     study = student.study
     nats_SN = [token_nats(model, study.test, student.windowing, study.start) for model in models]
     return sums_by_document(-mixture(-torch.from_numpy(np.stack(nats_SN))).numpy(), study.test)

@@ -33,7 +33,7 @@ LABELS = (TRUTH, CAUSAL, f"{CAUSAL} expected", "exact", "second-order")
 """Names of the labels of a study of a known source."""
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, residual, joint")
 STREAMS = {"fresh": 1, "read by the label models": 2, "few": 4, "development": 5}
-"""Numbers that make documents for different purposes independent of each other."""
+"""Number of a random stream for each purpose of documents. Documents of different streams are independent."""
 
 
 def drawn_study(name: str, settings: ContestSettings, documents: int, development: int) -> Study:
@@ -94,7 +94,7 @@ def _labels_of_estimators(
     settings: ContestSettings,
     folder: Path,
 ) -> dict[str, np.ndarray]:
-    """Return exact labels of an estimator, and those of a second-order model that it has taught."""
+    """Train an estimator, and a second-order model on its labels. Return the labels of both models."""
     estimator = train_estimator(corpus, source.vocabulary, settings, folder)
     taught = teachers_labels(source, estimator, language_model, settings)[RECIPE.teacher]
     pupil = train_second_order(RECIPE, taught, language_model, source.vocabulary, settings, folder)

@@ -1,7 +1,8 @@
 """Methods that a study compares: what each minimises, which labels it uses, and which settings it may choose.
 
-Every method is tried with the same number of settings. The axes that all methods share (rate, weight decay, dropout)
-take the same values in the same order for all, so a method with settings of its own is not tried more often.
+Every method is tried with the same number of settings. An axis is a setting with the values to try. The axes that all
+methods share (learning rate, weight decay, dropout) take the same values in the same order for every method. A method
+with axes of its own is therefore not tried more often.
 """
 
 import re
@@ -34,7 +35,7 @@ class Method:
     labels: str | None = None
     """Name of the labels; None for a method without labels."""
     own: Axes = ()
-    """Axes that only this method has."""
+    """Settings that only this method has, each with the values to try."""
     average: Literal["none", "ema", "swa"] = "none"
     distils: int | None = None
     """Number of a teacher's most probable ids to learn from; 0 for all ids, None for a method without a teacher."""
@@ -44,7 +45,7 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One training: a method, values of its axes, and a seed."""
+    """One training: a method, a value of each of its settings, and a seed."""
 
     method: Method
     settings: tuple[tuple[str, float], ...] = ()
@@ -122,9 +123,9 @@ def of_teacher(chosen: str, distils: Sequence[int], from_teacher: bool) -> Itera
 
 
 def trials_of(method: Method, common: Mapping[str, Sequence[float]], count: int) -> list[Trial]:
-    """Return `count` trials of a method, whose values cover every axis as evenly as possible.
+    """Return `count` trials of a method, in which all values of a setting occur equally often, up to a difference of 1.
 
-    The values of a common axis are the same for every method. They depend only on the axis and on `count`.
+    The values of a setting in `common` are the same for every method. They depend only on the setting and on `count`.
     """
     axes = {**common, **dict(method.own)}
     columns = {name: evenly(values, count, seed=crc32(name.encode())) for name, values in axes.items()}

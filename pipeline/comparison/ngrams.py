@@ -1,8 +1,8 @@
 """Surprisals of an n-gram model, as labels that depend only on counts.
 
 The model interpolates all orders by Witten and Bell: the more different tokens have followed a context, the more of its
-probability is left to the shorter context. The shortest is uniform over the vocabulary. Documents are cross-fitted: the
-counts for a document come from the documents of all other folds.
+probability is left to the shorter context. Below the empty context, the distribution is uniform over the vocabulary.
+Documents are cross-fitted: the counts for a document come from the documents of all other folds.
 
 Shapes: N tokens of a document.
 """

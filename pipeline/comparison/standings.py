@@ -40,7 +40,7 @@ class Standing:
     development: float
     """Lowest development loss of the trials."""
     test: Interval
-    """Test loss of the model with the lowest development loss of its training."""
+    """Test loss of each training's model, as it was at its lowest development loss."""
     above_baseline: Interval
     """Test loss minus that of the baseline, paired by document and seed."""
     last: float
@@ -48,12 +48,12 @@ class Standing:
     gap: float
     """Development loss minus training loss at the last step."""
     elsewhere: float
-    """Loss of the same model on text of another kind; NaN if there is none."""
+    """Loss of the models of `test` on text of another kind; NaN if the study has no such text."""
     training_tflop: float
     """TFLOP of one training, 6 x parameters x tokens; NaN for a teacher."""
     labelling_tflop: float
-    """TFLOP that the labels cost. For cross-fitted labels, this includes the training of the models that make them. NaN
-    if labels were given, or if none are used."""
+    """TFLOP of making the labels. For cross-fitted labels, this includes the training of the models that make them. NaN
+    if labels were given, if none are used, or if the compute is not known."""
 
     def row(self) -> dict[str, object]:
         """Return the values by name. The two ends of an interval are separate values."""
@@ -108,7 +108,7 @@ def _standing(
 
 
 def _labelling_flop(study: Study, method: Method) -> float:
-    """Return the FLOP of what a method learns from: its labels, or a teacher's predictions or weights."""
+    """Return the FLOP that made what a method learns from: labels, or a teacher's predictions or weights."""
     if method.distils is not None or method.from_teacher:
         return max(study.labelling_flop.values(), default=nan)
     name = (method.labels or "").removeprefix(WITHIN_TOKENS).removeprefix(SHUFFLED)
@@ -133,7 +133,7 @@ def _of_teacher(labels: str, test: Interval, above_baseline: Interval) -> Standi
 
 
 def _losses(folder: Path, trials: Sequence[Trial], name: str) -> np.ndarray:
-    """Return the nats of each test document, [S, M]."""
+    """Return the sum of losses in nats of each test document for each trial, [S, M], as saved under `name`."""
     return np.stack([saved_test_losses(folder / trial.folder, name) for trial in trials])
 
 
@@ -164,7 +164,7 @@ def _trial_rows(tried: Curves) -> Iterator[dict[str, object]]:
 def markdown(found: Sequence[Standing], truth: float | None) -> str:
     """Return the standings as a Markdown table. Differences whose interval excludes zero are bold.
 
-    The compute is that of one training, plus that of its labels if it is known.
+    The column TFLOP has the compute of one training, plus that of making its labels if this is known.
     """
     known = "" if truth is None else f"The true distribution's test loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(standing.elsewhere) for standing in found)

@@ -87,7 +87,7 @@ class StoredPredictions:
         start: int,
         windowing: Windowing,
     ) -> None:
-        """Write what the teachers predict for a corpus. The teachers at index k read the documents of fold k."""
+        """Write what the teachers predict for a corpus. Those in `teachers[k]` read the documents of fold k."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tokens, most = len(corpus.tokens_N), min(DISTILLED, vocabulary)
         top_ids_NK = self._new("top_ids", np.int32, (tokens, most))

@@ -81,7 +81,7 @@ class Student:
         return new_language_model(llama_config(vocab_size=self.study.vocabulary, **vars(self.sizes)), self.study.start)
 
     def configured(self, trial: Trial, **changed: Any) -> TrainingConfig:
-        """Return the settings of training with the values of a trial's axes, and with further changes."""
+        """Return the settings of training, with the values of a trial's settings and with further changes."""
         values = {name: value for name, value in trial.settings if name in OF_TRAINING}
         return replace(self.training, **{**values, **changed})
 
@@ -136,7 +136,7 @@ class Student:
         return {name: mean_loss(model, each, self.windowing, self.study.start) for name, each in evaluated.items()}
 
     def _test_losses(self, models: dict[str, PreTrainedModel]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield the nats of each test document [M], by model and kind of documents."""
+        """Yield each test document's sum of losses in nats [M], named after the model and the kind of documents."""
         for name, model in models.items():
             yield name, document_nats(model, self.study.test, self.windowing, self.study.start)
             if self.study.elsewhere is not None:
@@ -173,7 +173,7 @@ def sums_by_document(values_N: np.ndarray, corpus: Corpus) -> np.ndarray:
 
 
 def saved_test_losses(folder: Path, name: str) -> np.ndarray:
-    """Return the nats of each test document, float64 [M], that `Student.test` wrote under a name.
+    """Return the sum of losses in nats of each test document, float64 [M], that `Student.test` wrote under a name.
 
     The names are `best` and `last`. For documents of another kind, they are `best elsewhere` and `last elsewhere`.
     """

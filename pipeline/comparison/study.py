@@ -47,7 +47,7 @@ class Study:
     teacher_nats: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Sum of a teacher's losses in nats for each test document, by the name of its labels."""
     labelling_flop: Mapping[str, float] = field(default_factory=dict)
-    """FLOP that labels cost, by their name; labels that were given have no entry."""
+    """FLOP of making labels, by the labels' name. There is no entry if labels were given, or the FLOP is not known."""
     truth: float | None = None
     """Loss of the distribution that the test documents were drawn from, in nats per token. No model can have a lower
     expected loss. None for text, whose distribution is unknown."""
@@ -115,9 +115,9 @@ class Study:
         return labelled.with_shuffled_labels(random) if name.startswith(SHUFFLED) else labelled
 
     def _kinds(self) -> np.ndarray:
-        """Return a number [N] that two tokens share if they have the same id and about the same position.
+        """Return one number per token [N], the same for tokens with the same id and about the same position.
 
-        Positions are about the same if the same power of two is the largest below both.
+        Positions, counted from 1, are about the same if they lie between the same two successive powers of two.
         """
         starts_N = np.repeat(self.seen.offsets[:-1], np.diff(self.seen.offsets))
         octave_N = np.log2(np.arange(len(self.seen.tokens_N)) - starts_N + 1).astype(np.int64)

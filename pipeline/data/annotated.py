@@ -53,9 +53,11 @@ SEPARATOR = "::"
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values of a row by column name: `input_ids` is int32 [N], columns of labels are float32 [N], or [N, K] with K numbers
-per token, with NaN for null, and other columns hold Python values. N is the row's number of tokens. Entropies and
-log-probabilities are in nats, and token ids are exact in float32."""
+"""Values of a row by column name.
+
+`input_ids` is int32 [N], where N is the row's number of tokens. A column of labels is float32 [N], or [N, K] with K
+numbers per token, and has NaN for null. Other columns hold Python values. Entropies and log-probabilities are in nats,
+and token ids are exact in float32."""
 
 
 @dataclass(frozen=True)
@@ -331,8 +333,9 @@ def _require_lists(shard: File, schema: pa.Schema) -> None:
 def _holds(name: str, kind: pa.DataType) -> bool:
     """True if a type is right for a column of tokens or labels.
 
-    Tokens, ranks and ids are lists of integers, and nats lists of floating-point numbers of any precision. In a column
-    with K numbers per token, each number is replaced by a list of K numbers.
+    A column of tokens, ranks or ids must hold lists of integers. A column of entropies or log-probabilities must hold
+    lists of floating-point numbers of any precision. A column with K numbers per token has a list of K numbers in place
+    of each number.
     """
     if name in PREDICTION_COLUMNS:
         lists = is_list(kind) and pa.types.is_fixed_size_list(kind.value_type)

@@ -26,8 +26,8 @@ class FileColumns:
 def plain_schema(schema: pa.Schema, url: str) -> pa.Schema:
     """Convert a schema to the plain form in which this package reads and writes rows.
 
-    The plain form does not depend on which packages are imported. Of the schema's metadata, only the features of
-    `datasets` are kept. All fields are nullable. An extension type is replaced by its storage type, and its name is
+    The plain form does not depend on which packages are imported. The schema's metadata keeps only the features of
+    `datasets`. All fields are nullable. An extension type is replaced by its storage type, and its name is
     kept in the field's metadata. View types become `string` and `binary`, since few of Arrow's kernels accept views.
 
     Raises:

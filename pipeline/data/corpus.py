@@ -218,7 +218,7 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """Return a list of only this process's share, as the exchange does if there is a single process."""
+    """Return a list that holds only `mine`. This is the exchange of a process that reads its stream alone."""
     return [mine]
 
 

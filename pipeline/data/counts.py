@@ -126,7 +126,7 @@ def _byte(character: str) -> int:
 
 
 def _characters(tokenizer: Tokenizer, text: str) -> set[str]:
-    """Return the characters of a normalized and pre-tokenized text. The tokenizer's model needs tokens for them."""
+    """Return the characters that the tokenizer's model must encode: those of the normalized and pre-tokenized text."""
     with tokenizer_errors():
         normal = tokenizer.normalizer.normalize_str(text) if tokenizer.normalizer else text
         pieces = tokenizer.pre_tokenizer.pre_tokenize_str(normal) if tokenizer.pre_tokenizer else [(normal, None)]

@@ -209,7 +209,7 @@ def _require_column(file: File, schema: pa.Schema, column: Column) -> None:
 
 
 def _with_text_for_nulls(schema: pa.Schema, column: Column) -> pa.Schema:
-    """Return the schema, after replacing the type of the column of documents if this type is null.
+    """Return the schema, with the required type for the column of documents if this column has the type null.
 
     pandas writes the type null for the columns of an empty table.
     """

@@ -104,10 +104,11 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Encode new pieces, after joining pieces that may be neighbours in a text.
+        """Encode new pieces.
 
-        The number of bytes that each token represents shows to which piece the token belongs. If these numbers are
-        unknown, pieces are encoded separately.
+        To save time, pieces are joined and encoded together if a text may be cut between them. The number of bytes that
+        each token represents then shows to which piece the token belongs. If these numbers are unknown, pieces are
+        encoded separately.
         """
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)

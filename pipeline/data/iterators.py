@@ -62,7 +62,10 @@ def batched_by_size(
 
 
 class ByteBudget:
-    """Memory shared by several threads. A request for more than the budget waits until the whole budget is free."""
+    """Limit in bytes on the memory that several threads use together.
+
+    A request for more than the limit waits until no other bytes are in use.
+    """
 
     def __init__(self, size: int) -> None:
         self._size = self._free = size

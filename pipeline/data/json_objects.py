@@ -137,7 +137,7 @@ class ArrayText:
                 return self._text[self._at : self._at + 1]
 
     def skip(self) -> None:
-        """Skip the next character."""
+        """Advance by one character."""
         self._at += 1
 
     def object(self) -> Object:
@@ -165,7 +165,7 @@ class ArrayText:
         return self._decoder.line - self._text.count("\n", self._at if at is None else at)
 
     def _require_room(self) -> None:
-        """Check the size of an object whose end was not found, after more text was read.
+        """Check the size of an object whose end is not in the text read so far.
 
         Raises:
             MalformedError: if the object is too long.

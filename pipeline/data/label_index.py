@@ -1,7 +1,7 @@
 """Index of a sidecar: the row of each document's labels, found by the document's id and digest, in any order.
 
-The index needs 40 bytes of memory per labelled document, 32 without ids. The labels are read by row group, and as many
-row groups stay in memory as fit in a bound.
+The index needs 40 bytes of memory per labelled document, or 32 bytes if ids are not used. Labels are read by row group,
+and the row groups that were used last stay in memory, up to a limit.
 
 Shapes: M rows of the sidecar, B documents to look up.
 """
@@ -21,7 +21,8 @@ from schemas.rows import ID_COLUMN
 from schemas.sidecars import DIGEST, DIGEST_BYTES, STORED_IN_SIDECARS, has_id
 
 UNKNOWN, CHANGED = -1, -2
-"""Results of a search: the document was not labelled; its id was labelled with another text."""
+"""Results of a search that finds no row. UNKNOWN: the document was not labelled. CHANGED: another text was labelled
+under the document's id."""
 NO_DIGEST = bytes(DIGEST_BYTES)
 NO_KEYS = np.empty(0, np.uint64)
 
@@ -35,11 +36,11 @@ class LabelIndex:
     keys_M: np.ndarray
     """Keys in increasing order, uint64."""
     rows_M: np.ndarray
-    """Row of each key, int64. If several rows have the same key, they are in order."""
+    """Row of each key, int64. Rows with the same key are in increasing order."""
     digests_M2: np.ndarray
     """Digest of each row of the sidecar, as two uint64."""
     ids_M: np.ndarray
-    """Hashes of all ids, sorted, uint64; empty without ids."""
+    """Hashes of all ids, sorted, uint64; empty if `has_ids` is False."""
 
     @classmethod
     def of(cls, sidecar: AnnotatedDataset, source: pa.Schema) -> "LabelIndex":
@@ -64,7 +65,8 @@ class LabelIndex:
     def rows(self, digests: pa.Array, ids: pa.Array | None) -> np.ndarray:
         """Return the sidecar's row for each document, or UNKNOWN or CHANGED, int64 [B].
 
-        `digests` are those of `sidecar_keys`. `ids` are the documents' ids, which are ignored without `has_ids`.
+        `digests` are the documents' digests, as `sidecar_keys.digests` computes them. `ids` are the documents' ids, and
+        are ignored if `has_ids` is False.
         """
         digests_B2 = _numbers(digests)
         of_ids = _id_hashes(ids) if self.has_ids and ids is not None else None
@@ -87,7 +89,10 @@ class LabelIndex:
 
 @dataclass
 class StoredLabels:
-    """Labels of a sidecar, by row. Row groups that were read stay in memory up to `memory` bytes."""
+    """Labels of a sidecar, which are looked up by row.
+
+    The row groups that were used last stay in memory, up to `memory` bytes.
+    """
 
     sidecar: AnnotatedDataset
     memory: int
@@ -105,11 +110,11 @@ class StoredLabels:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """First row of each row group, counted over all shards, and the number of all rows."""
+        """First row of each row group, counted over all shards, followed by the total number of rows."""
         return np.append(0, np.cumsum([*map(len, self.groups)]))
 
     def take(self, rows_B: np.ndarray) -> pa.Table:
-        """Return the labels of these rows of the sidecar, in their order. A negative number gives nulls.
+        """Return the labels of the sidecar's rows `rows_B`, in the order of `rows_B`. A negative row gets nulls.
 
         Raises:
             ValueError, OSError: as `AnnotatedDataset.read` does.
@@ -142,7 +147,7 @@ class StoredLabels:
 
 
 def _numbers(digests: pa.Array) -> np.ndarray:
-    """Return digests as two numbers each, uint64 [B, 2]. The digest of a null is zero."""
+    """Return each digest as two numbers, uint64 [B, 2]. A null becomes two zeros."""
     filled = pc.fill_null(digests, pa.scalar(NO_DIGEST, digests.type)).to_pylist()
     return np.frombuffer(b"".join(filled), "<u8").reshape(-1, 2)
 
@@ -154,6 +159,6 @@ def _id_hashes(ids: pa.Array) -> np.ndarray:
 
 
 def _keys(digests_B2: np.ndarray, of_ids_B: np.ndarray | None) -> np.ndarray:
-    """Return one number for the digest and the id of each document, uint64 [B]."""
+    """Return a key for each document, uint64 [B], made from its digest and, if `of_ids_B` is given, its id's hash."""
     keys_B: np.ndarray = digests_B2[:, 0] if of_ids_B is None else digests_B2[:, 0] ^ of_ids_B
     return keys_B

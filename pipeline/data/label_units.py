@@ -1,7 +1,7 @@
 """Labels in nats as whole numbers of 1/128 nat, the step to which annotation rounds them.
 
-Half-precision floats have the same two bytes, but from 16 nats on only steps of 1/64 nat. Whole numbers of 16 bits hold
-every label below 256 nats exactly.
+A whole number of 16 bits holds every rounded label below 256 nats exactly. A half-precision float takes two bytes too,
+but its steps are 1/64 nat or more from 16 nats on.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ AT_A_TIME = 2**20  # labels that are converted at a time, in float64
 
 
 def whole_units(nats: np.ndarray) -> np.ndarray:
-    """Return labels in nats, which must be finite or NaN, as whole numbers of 1/128 nat, int64, with 0 for NaN."""
+    """Convert labels from nats to whole numbers of 1/128 nat, int64. Labels must be finite or NaN; NaN becomes 0."""
     return _rounded(nats).astype(np.int64)
 
 
 def short_units(nats: np.ndarray) -> np.ndarray:
-    """Return labels in nats as whole numbers of 1/128 nat, int16, with NO_LABEL for NaN.
+    """Convert labels from nats to whole numbers of 1/128 nat, int16. NaN becomes NO_LABEL.
 
     Raises:
         ValueError: if a label is 256 nats or more.
@@ -34,10 +34,10 @@ def short_units(nats: np.ndarray) -> np.ndarray:
 
 
 def held(nats: np.ndarray) -> np.ndarray:
-    """Return labels in the form in which they are held in memory, from which `nats_of` restores them.
+    """Convert labels in nats to the smallest form that holds them exactly. `nats_of` converts them back.
 
-    This is int16 if every label is a multiple of 1/128 nat below 256 nats, as in annotated datasets. Labels that were
-    moved to other tokens are usually not multiples, and stay float32.
+    The form is int16 if every label is a multiple of 1/128 nat below 256 nats, as in annotated datasets. Otherwise,
+    labels stay float32. Labels that were moved to other tokens are usually not multiples of 1/128 nat.
     """
     flat, units = nats.reshape(-1), np.empty(nats.size, np.int16)
     for start in range(0, len(flat), AT_A_TIME):
@@ -51,7 +51,7 @@ def held(nats: np.ndarray) -> np.ndarray:
 
 
 def nats_of(labels: np.ndarray) -> np.ndarray:
-    """Return held labels in nats, float32, with NaN for tokens without a label."""
+    """Convert labels from the form that `held` returns to nats, float32, with NaN for tokens without a label."""
     return _restored(labels) if labels.dtype == np.int16 else labels
 
 

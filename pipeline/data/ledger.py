@@ -63,7 +63,7 @@ class Ledger:
         return self.folder / RECEIPTS / f"{unit:08d}.json"
 
     def receipt_files(self) -> list[Path]:
-        """List all files of receipts: first those with a single unit's receipt, then those with a whole commit's."""
+        """List all files of receipts: first files with one unit's receipt, then files with a commit's receipts."""
         return [file for kind in RECEIPT_FILES for file in sorted((self.folder / RECEIPTS).glob(kind))]
 
     def note_files(self) -> list[Path]:

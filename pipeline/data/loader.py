@@ -302,7 +302,7 @@ class _Rows:
 
     @property
     def stream(self) -> dict[str, Any]:
-        """All settings that determine the rows and their order, except the epochs to read, and a digest of the dataset.
+        """Digest of the dataset, and all settings that determine the rows and their order, except the epochs to read.
 
         The digest covers the names, sizes and footers of the shards. The footers include the provenance.
         """

@@ -234,7 +234,7 @@ def _first_page(footer: "_Compact") -> FirstPage:
         for field, kind in footer.fields():
             if field == 3:
                 column, *_ = [footer.text() for _ in footer.items(kind)]
-            elif field in (9, 11):  # of the first data page, and of the dictionary page, if any
+            elif field in (9, 11):  # offsets of the first data page and of any dictionary page
                 offsets[field] = footer.integer()
             else:
                 footer.skip(kind)

@@ -17,7 +17,7 @@ PASSING_STATUSES = (408, 425, 429)  # HTTP: the same request may succeed later, 
 
 
 class RemoteFile:
-    """Open file of a filesystem, for Arrow's readers. Its errors name the URL."""
+    """Remote file that is open for Arrow's readers. Its errors name the URL."""
 
     def __init__(self, stored: Any, url: str, size: int) -> None:
         self._stored, self._url, self._size = stored, url, size

@@ -131,7 +131,10 @@ def _unsound(file: Path, property_: str) -> ValueError:
 
 
 def _encoded(tokenizer: Tokenizer, tokens: Iterable[str]) -> list[Encoding]:
-    """Return the encodings of each token's text in all PLACES, token by token."""
+    """Insert the text of each token into each template in PLACES, and return the encodings of these texts.
+
+    All encodings for one token come before those for the next token.
+    """
     texts = [place.format(token) for token in tokens for place in PLACES]
     return tokenizer.encode_batch_fast(texts, add_special_tokens=False)
 

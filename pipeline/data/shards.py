@@ -35,7 +35,7 @@ from schemas.rows import NO_BOUND
 ROW_GROUP_BYTES = 100_000_000
 SHARD = re.compile(rf"(.*)/{DATA_FOLDER}/([^/]+)/((?:\d+/)?train-\d+-of-\d+\.parquet)")
 LABELS = Column(ENTROPY, tokenized=True, longest=NO_BOUND)
-"""Column that every shard has, read without a limit for the length of a document."""
+"""Column of entropies, which every shard has. Its lists may have any length."""
 
 
 def annotated_rows(
@@ -156,10 +156,10 @@ def _label_lists(name: str, arrays: Sequence[np.ndarray], kind: pa.ListType) -> 
 
 
 def _numbers(values: np.ndarray, kind: pa.DataType) -> pa.Array:
-    """Return an array of a type, with null for NaN.
+    """Return the values as an Arrow array of the type `kind`, with null for NaN.
 
     Raises:
-        ArrowInvalid: if the type cannot hold a number. This is a ValueError.
+        ArrowInvalid: if the type cannot hold one of the values. ArrowInvalid is a subclass of ValueError.
     """
     return pa.array(values, mask=np.isnan(values)).cast(kind)
 

@@ -1,7 +1,7 @@
 """Keys of documents in a sidecar: where a document was read, and a digest of its content.
 
-The digest of a text is the SHA-256 of its UTF-8 bytes, cut to 16 bytes, so that a database can compute it too: in
-DuckDB, `left(sha256(text), 32)` is its hexadecimal form. Invalid Unicode is replaced by U+FFFD before.
+The digest of a text is the first 16 bytes of the SHA-256 of its UTF-8 bytes. U+FFFD first replaces invalid Unicode in
+the text. A database can compute the digest too: in DuckDB, `left(sha256(text), 32)` is the digest in hexadecimal form.
 """
 
 import hashlib

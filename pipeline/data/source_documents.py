@@ -85,7 +85,7 @@ class SourceDocuments:
                 raise ValueError(f"{file.url} ends before row {start + done}, which was labelled; {JOIN}")
 
     def file(self, labelled: str) -> File:
-        """Return the file whose path ends in the path of the labelled file, or the other way round.
+        """Return the file whose path ends in the path `labelled`, or whose path is the end of `labelled`.
 
         Raises:
             ValueError: if there is no such file, or more than one.

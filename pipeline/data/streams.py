@@ -96,7 +96,7 @@ def reading(file: File) -> Iterator[None]:
 def open_file(file: File) -> BinaryIO:
     """Open the content of a file. It is decompressed if the file's name has the extension of a compressed file.
 
-    Reading raises an OSError without a number if the compressed data is truncated or damaged. It also raises the errors
+    Reading raises an OSError without an errno if the compressed data is truncated or damaged. It also raises the errors
     that `open_stored` describes.
 
     Raises:
@@ -188,7 +188,7 @@ MEMBERS: Mapping[str, Callable[[], Member]] = {
 class Decompressed(io.RawIOBase):
     """Stream of the decompressed content of a file.
 
-    Reading raises an OSError without a number if the file is truncated or damaged. It raises MalformedError if
+    Reading raises an OSError without an errno if the file is truncated or damaged. It raises MalformedError if
     decompression takes too much memory.
     """
 

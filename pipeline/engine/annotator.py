@@ -43,7 +43,7 @@ AHEAD = 2  # chunks queued between two stages: enough that no stage waits
 # Maximum bytes of text in all of a unit's chunks, those in the stages and those queued between them: seven chunks of
 # 2 MiB. The tokens and labels of a document of 2 MiB take up to 60 bytes per byte of its text.
 CHUNKS_BYTES = 7 * BATCH_BYTES
-NUMBERS_PER_TOKEN = 16  # in labels; with more of them, chunks are smaller
+NUMBERS_PER_TOKEN = 16  # numbers in all labels of a token; if there are more, chunks are smaller
 
 
 class SourceError(Exception):
@@ -107,9 +107,12 @@ LabelledReading = tuple[ChunkReading, list[LabelledBatch]]
 class Annotator:
     """Annotator of a run's units.
 
-    For each reading, it has one labeller per cross-validation fold, or a single labeller if there are no folds.
+    A reading is the documents in the tokens that checkpoints read. There is a single reading, or one per member of an
+    ensemble whose members have different tokenizers. For each reading, the annotator has one labeller per
+    cross-validation fold, or a single labeller without folds.
+
     `tokenizer` makes the tokens to write, and is None if the documents are already tokenized. `estimator_tokenizers`
-    make the tokens of each reading, and are None if they are the tokens to write. Two units may be annotated at a time:
+    has one tokenizer per reading, with None for a reading in the tokens to write. Two units may be annotated at a time:
     while the first unit is labelled, the rows of the second unit are read.
     """
 
@@ -328,7 +331,7 @@ class Annotator:
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:
-    """Divide the rows into pieces with few labels each. A token has `numbers` numbers in all columns of labels.
+    """Divide the rows into pieces with few labels each. A token's labels in all columns are `numbers` numbers.
 
     The first piece keeps the metadata, which counts the documents that were left out.
     """

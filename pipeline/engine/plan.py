@@ -194,9 +194,9 @@ class Run:
 
     @property
     def ensembles(self) -> tuple[Ensemble, ...]:
-        """Checkpoints that label together: for each tokenizer that they read, one ensemble per cross-validation fold.
+        """Checkpoints that label together: one ensemble of all members for each cross-validation fold.
 
-        Members with different tokenizers are ensembles of one.
+        If members have different tokenizers, there is an ensemble of one checkpoint for each member and fold.
         """
         settings = self.provenance
         starts = tuple(member.start_token for member in settings.members) or (settings.start_token,)

@@ -127,7 +127,7 @@ class RayWorkerPool(WorkerPool):
         """Kill a worker. A later call of `scale_up` replaces the worker."""
         if worker in self.workers:
             ray.kill(worker.actor)
-        if worker in self.ready:  # else it died at its start, as its replacement might too: replace it later
+        if worker in self.ready:  # a worker that died at its start is replaced later: the next might die too
             self.next_look = 0.0
         super().dismiss(worker)
         self.answers.pop(worker, None)

@@ -34,8 +34,8 @@ class UnitProgress:
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
         """Yield a function to call after each labelled batch of a chunk. On exit, add the whole chunk to `labelled`.
 
-        Until then, a share of the chunk is added: the share of its requested labels that are done. A share of the
-        tokens in batches would be wrong, because overlapping windows share tokens.
+        Until then, `labelled` includes a share of the chunk: the share of its requested labels that are done. The share
+        of the tokens in batches would be wrong, because overlapping windows have tokens in common.
         """
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0
@@ -58,7 +58,7 @@ def _requested(batch: WindowBatch) -> int:
 
 @contextmanager
 def stopping(progress: UnitProgress) -> Iterator[None]:
-    """On exit, stop the thread that labels the unit. It runs ahead of the `with` block, which writes the unit."""
+    """On exit, stop the thread that labels a unit. The thread runs ahead of the `with` block, which writes the unit."""
     try:
         yield
     finally:

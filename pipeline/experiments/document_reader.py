@@ -1,8 +1,8 @@
 """Reader of annotated documents: a causal language model's losses of their tokens, compared with their labels.
 
 The model reads a document as for causal labels: after the start token and, if the document exceeds the context, in
-windows that overlap by half. The packed windows of training would make too little seem memorised: losses there depend
-on the preceding documents, and the first tokens after a cut have hardly any context.
+windows that overlap by half. With the packed windows of training, too little would seem memorised. In these windows,
+losses depend on the preceding documents, and the first tokens after a cut have hardly any context.
 
 T tokens of a document.
 """

@@ -43,13 +43,13 @@ class EnsembleAccuracy:
     spearman: float | None
     """Spearman's rank correlation of a token's deviation and its |label - true surprisal|; None for one model."""
     spearman_of_documents: float | None
-    """The same correlation for the means over each document."""
+    """Rank correlation of the same two values, each averaged over a document; None for one model."""
 
 
 def compare_ensembles(
     name: str, settings: ContestSettings, sizes: Sequence[int], folder: Path
 ) -> Iterator[EnsembleAccuracy]:
-    """Train as many models as the largest size on the source called `name`, and yield the accuracy of each size.
+    """Train enough models for the largest ensemble on the source called `name`, and yield the accuracy of each size.
 
     The first result is that of single models. Finished models in `folder` are loaded instead of trained.
     """
@@ -140,7 +140,10 @@ def markdown(measured: Sequence[EnsembleAccuracy]) -> str:
 
 
 def verdict(measured: Sequence[EnsembleAccuracy]) -> str:
-    """Return a Markdown line per size of ensemble: the number of sources on which it beats a single model."""
+    """Return a Markdown line per size of ensemble, about the sources on which it is nearer to the truth than one model.
+
+    The line also says on how many sources the rank correlation over tokens is above 0.5.
+    """
     alone = {each.source: each.mean_absolute_error for each in measured if each.models == 1}
     lines: list[str] = []
     for models in sorted({each.models for each in measured} - {1}):

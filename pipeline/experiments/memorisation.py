@@ -23,7 +23,7 @@ from pipeline.experiments.results import markdown_table
 from pipeline.messages import in_markdown
 from schemas.annotations import INPUT_IDS
 
-BEGINNING_TOKENS, BEGINNING_CHARACTERS = 40, 50  # of a document in a table
+BEGINNING_TOKENS, BEGINNING_CHARACTERS = 40, 50  # limits for the beginning of a document in a table
 NORMAL_95 = 1.96  # half the width of the 95% interval of a normal distribution, in standard deviations
 
 
@@ -140,13 +140,16 @@ def summed(documents: Iterable[AuditedDocument]) -> Comparison:
 
 
 def nats_above(document: AuditedDocument, baseline: Rate | None) -> float:
-    """Return a document's memorised nats, minus the baseline's nats for the same number of tokens, if there is one."""
+    """Return a document's memorised nats. If there is a baseline, subtract its nats for the same number of tokens."""
     comparison = document.comparison
     return comparison.memorised - (0.0 if baseline is None else baseline.mean * comparison.tokens)
 
 
 def most_memorised(documents: Iterable[AuditedDocument], baseline: Rate | None, count: int) -> list[AuditedDocument]:
-    """Return the documents with the most memorised nats above the baseline, without further copies."""
+    """Return the `count` documents with the most memorised nats above the baseline.
+
+    Only one of several copies of a document is returned.
+    """
     distinct = dict[bytes, AuditedDocument]()
     for document in sorted(documents, key=lambda each: -nats_above(each, baseline)):
         distinct.setdefault(document.digest, document)

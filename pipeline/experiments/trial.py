@@ -32,9 +32,9 @@ def train_once(
 ) -> ModelT:
     """Train the model and return it, unless the training run in `folder` is finished. Write metrics to `folder`.
 
-    `change` returns the batch to train on, given the batch that the corpus has for it and its number, counted from 0.
-    An interrupted run is resumed. With `keep_weights`, the trained weights are saved, and loaded if the run is
-    finished. Without `keep_weights`, no weights are saved, and `model` is returned unchanged if the run is finished.
+    `change` takes a batch of the corpus and the batch's number, counted from 0, and returns the batch to train on. An
+    interrupted run is resumed. With `keep_weights`, the trained weights are saved, and loaded if the run is finished.
+    Without `keep_weights`, no weights are saved, and `model` is returned unchanged if the run is finished.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

@@ -6,9 +6,9 @@ python -m pipeline.export annotated --to mds --output samples --block 2048
 python -m pipeline.export hf://datasets/USER/NAME --to datatrove --output tokens --train-to-quantile 0.8
 
 Each shard of the dataset becomes a file of token ids in OUTPUT/tokens and one of labels in OUTPUT/entropy, in the same
-format and order. With mds and litdata, each shard becomes files of samples instead, which hold both. Labels are int16
-in units of 1/128 nat, with -32768 for a token without a label. With --train-from or --train-to, masks select the tokens
-to train on. OUTPUT/export.json describes the files. The same command resumes.
+format and order. With mds and litdata, each shard becomes files of samples instead, which hold ids and labels. Labels
+are int16 in units of 1/128 nat, with -32768 for a token without a label. With --train-from or --train-to, masks select
+the tokens to train on. OUTPUT/export.json describes the files. The same command resumes.
 """
 
 import json
@@ -60,8 +60,8 @@ class Config:
     """Token id to put after each document, or `none`. By default, the beginning-of-sequence token that the dataset's
     tokenizer declares or, if it declares none, the end-of-sequence token."""
     block: int | None = field(default=None, kw_only=True)
-    """Number of tokens of each sample of mds and litdata: documents are joined and cut. By default, each document is a
-    sample."""
+    """With mds and litdata, number of tokens in a sample: documents are joined end to end, and cut into samples. By
+    default, each document is a sample."""
     train_from: float | None = field(default=None, kw_only=True)
     """Train only on tokens whose entropy is at least this, in nats. Tokens without a label are always trained on."""
     train_to: float | None = field(default=None, kw_only=True)
@@ -98,7 +98,7 @@ class Config:
 
 @dataclass(frozen=True)
 class Totals:
-    """Numbers of documents and tokens in the files, with separators, and of documents that were left out."""
+    """Numbers of the documents and tokens in the files, and of those left out. Separators count as tokens."""
 
     documents: int = 0
     tokens: int = 0
@@ -126,7 +126,7 @@ class Export:
     separator: int | None
     """Id to put after each document, or None."""
     trained: TrainedRange | None
-    """Labels of the tokens to train on; None writes no masks."""
+    """Range of labels of the tokens to train on; None to train on all tokens, without masks."""
     block: int | None = None
     """Number of tokens of each sample; None makes a sample of each document."""
 

@@ -1,8 +1,9 @@
 """Files of samples for loaders that shuffle and stream samples. A sample is a document, or a block of tokens.
 
 A sample has three arrays of one length: `input_ids` (uint16, or int32 above 65,536 ids), `entropy` (int16, in units of
-1/128 nat) and, if only some tokens are trained on, `loss_mask` (uint8). Both formats have the same frame: the number of
-samples, the first byte of each and the end of the last, a header, and the samples.
+1/128 nat) and, if only some tokens are trained on, `loss_mask` (uint8). In both formats, a file begins with the number
+of samples and their borders, which are the offsets of each sample's first byte and of the end of the last sample. A
+header and the samples follow.
 
 - MosaicML Streaming: MDS files, version 2, without compression. The header describes the columns, and an array begins
   with its shape.
@@ -29,11 +30,11 @@ from schemas.annotations import ENTROPY, INPUT_IDS
 LOSS_MASK = "loss_mask"
 INDEX_FILE = "index.json"
 FILE_BYTES = 2**26
-"""Maximum size of a file in bytes, except of one with a single sample. Both libraries write files of this size."""
+"""Maximum size in bytes of a file with several samples. Both libraries write files of this size."""
 
 MDS_VERSION = 2
 MDS_LENGTHS = (("<BB", 2**8), ("<BH", 2**16), ("<BI", 2**32))
-"""How the shape of an array is packed, and the first length for which that is too short."""
+"""Formats of `struct` for the shape of an array, each with the smallest length that is too large for the format."""
 LITDATA_CODES = {"int16": 1, "int32": 2, "uint8": 4, "uint16": 5}
 
 
@@ -41,7 +42,7 @@ class SampleFiles(ShardFiles):
     """Files of the samples of one shard in one format."""
 
     header = b""
-    """Content between the borders of the samples and the samples."""
+    """Bytes that follow the list of the samples' borders and precede the samples."""
 
     def __init__(self, output: Path, name: str, vocabulary: int, *, masked: bool) -> None:
         super().__init__(output, name)
@@ -53,18 +54,18 @@ class SampleFiles(ShardFiles):
 
     @abstractmethod
     def path(self, name: str, number: int) -> Path:
-        """Return the path of a file of the shard of a name, relative to the output folder."""
+        """Return the path of a file in the output folder, given the name of its shard and its number in the shard."""
 
     @abstractmethod
     def array(self, values: bytes, length: int) -> bytes:
-        """Return the content of an array with these values."""
+        """Return an array as it is stored in a sample, given the bytes and the number of its values."""
 
     @abstractmethod
     def index(self, files: Sequence[tuple[str, int, int]]) -> dict[str, Any]:
-        """Return the index of files, each given as its name, its size in bytes and its number of samples."""
+        """Return the content of the index. A file is given as its name, its size in bytes and its number of samples."""
 
     def write(self, batch: TokenBatch) -> None:
-        """Write a sample for each length of a batch."""
+        """Write each document or block of a batch as a sample."""
         for sample in self._encoded(batch):
             if self._samples and self._size(len(self._samples) + 1, self._bytes + len(sample)) > FILE_BYTES:
                 self._write_file()
@@ -82,7 +83,7 @@ class SampleFiles(ShardFiles):
         write_text(self.output / INDEX_FILE, json.dumps(self.index(files)))
 
     def _encoded(self, batch: TokenBatch) -> Iterator[bytes]:
-        """Yield samples: the sizes of all arrays in bytes, and the arrays."""
+        """Yield the content of each sample: the sizes of its arrays in bytes, then the arrays."""
         values = {INPUT_IDS: batch.ids_N, ENTROPY: batch.labels_N, LOSS_MASK: batch.trained_N}
         columns = [(kind.itemsize, values[name].astype(kind).tobytes()) for name, kind in self.kinds.items()]
         sizes = struct.Struct(f"<{len(columns)}I")
@@ -91,7 +92,7 @@ class SampleFiles(ShardFiles):
             yield b"".join([sizes.pack(*map(len, arrays)), *arrays])
 
     def _size(self, samples: int, size: int) -> int:
-        """Return the size of a file in bytes, given the number of its samples and their size."""
+        """Return the size of a file in bytes, given the number of its samples and their total size in bytes."""
         return 4 * (samples + 2) + len(self.header) + size
 
     def _write_file(self) -> None:
@@ -103,7 +104,7 @@ class SampleFiles(ShardFiles):
         self._samples, self._bytes, self._written = [], 0, self._written + 1
 
     def _files_of(self, name: str) -> Iterator[tuple[str, int, int]]:
-        """Yield the files of a shard as `index` takes them."""
+        """Yield the name, the size in bytes and the number of samples of each file of a shard."""
         for file in takewhile(Path.is_file, (self.output / self.path(name, number) for number in count())):
             with file.open("rb") as stream:
                 (samples,) = struct.unpack("<I", stream.read(4))

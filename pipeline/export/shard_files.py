@@ -1,4 +1,7 @@
-"""Files of one shard of a dataset, in the format of another trainer. A file gets its name only when it is complete."""
+"""Files of one shard of a dataset, in the format of another trainer.
+
+A file gets its final name only when it is complete.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -15,7 +18,7 @@ class ShardFiles(ABC):
     """Files of one shard. As a context manager, it deletes files that are not finished."""
 
     kinds: dict[str, np.dtype[Any]]
-    """Type of the ids, of the labels and, if only some tokens are trained on, of the masks, by name."""
+    """Types of the ids, the labels and, if only some tokens are trained on, the masks, by the name of the array."""
 
     def __init__(self, output: Path, name: str) -> None:
         self.output, self.name = output, name
@@ -26,14 +29,14 @@ class ShardFiles(ABC):
         """Write a batch of documents."""
 
     def finish(self) -> None:
-        """Give all files their names."""
+        """Close all files, and give them their final names."""
         for path, file in self._files.items():
             file.close()
             settle(Path(file.name), self.output / path)
         self._files.clear()
 
     def write_index(self, names: Sequence[str]) -> None:
-        """Write the index of the files of all shards, which have these names, if the format has one."""
+        """Write the index of all shards' files, if the format has an index. `names` are the names of the shards."""
         return
 
     def __enter__(self) -> Self:
@@ -45,7 +48,7 @@ class ShardFiles(ABC):
             Path(file.name).unlink(missing_ok=True)
 
     def _append(self, path: Path, content: bytes) -> None:
-        """Append to the file of a path that is relative to the output folder."""
+        """Append content to a file, whose path is relative to the output folder."""
         if path not in self._files:
             (self.output / path).parent.mkdir(parents=True, exist_ok=True)
             self._files[path] = unfinished_name(self.output / path).open("wb")

@@ -3,11 +3,12 @@
 Ids are in the folder `tokens`. Labels are in the folder `entropy` in the same format, so that a trainer's own reader
 gives both in the same windows. If only some tokens are trained on, masks are in `mask`.
 
-- datatrove (nanotron): `.ds` with ids as uint16, or uint32 above 65,536 of them; `.ds.index` with the end of each
-  document as uint64. Masks are `.ds.loss` files next to the ids, one byte per token.
+- datatrove (nanotron): `.ds` with ids as uint16, or as uint32 if there are more than 65,536 ids; `.ds.index` with the
+  end of each document as uint64. Masks are `.ds.loss` files next to the ids, one byte per token.
 - OLMo-core: `.npy` files without a header, with ids as uint16 or uint32, and masks as bool for `label_mask_paths`.
-- Megatron (indexed dataset, version 1): `.bin` with ids as uint16 below 65,500 of them, otherwise int32; `.idx` with a
-  header, the number of tokens and the first byte of each document, and the documents' borders. Masks are uint8.
+- Megatron (indexed dataset, version 1): `.bin` with ids as uint16 if there are fewer than 65,500, otherwise as int32;
+  `.idx` with a header, the number of tokens and the first byte of each document, and the documents' borders. Masks are
+  uint8.
 
 Labels are int16, in units of 1/128 nat. Formats without signed numbers hold the same 16 bits.
 """
@@ -60,7 +61,7 @@ class TokenFiles(ShardFiles):
         self._lengths.append(batch.lengths_D)
 
     def finish(self) -> None:
-        """Write the indexes, and give all files their names."""
+        """Write the indexes, and give all files their final names."""
         for part in self.kinds:
             self._append(self.path(part), b"")  # a shard without documents has empty files
         for path, content in self.indexes(np.concatenate([np.empty(0, np.int64), *self._lengths])):

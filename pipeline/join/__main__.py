@@ -3,10 +3,10 @@
 python -m pipeline.annotate --input fineweb/*.parquet --sidecar --output labels
 python -m pipeline.join --input fineweb/*.parquet --labels labels --output joined
 
-Labels are found by the `id` and the text of a document, or by its text alone if either side has no `id`. The documents
-may be in other files and in another order by then, be fewer, or be repeated. A document without labels, or with a text
-other than the labelled one, ends the command or, with --unmatched keep, is kept without labels and counted. The same
-command resumes.
+Labels are found by the `id` and the text of a document, or by its text alone if either side has no `id`. Since the
+documents were labelled, they may have moved to other files or another order, and some may be missing or repeated. A
+document without labels, or with another text than the labelled one, ends the command. With --unmatched keep, the
+document is kept without labels and counted. The same command resumes.
 """
 
 from dataclasses import dataclass, replace
@@ -54,22 +54,24 @@ class Config:
     subset: str | None = None
     """Name of the subset to write. Default: the name of the labels' subset."""
     split: str | None = None
-    """Split to read from the folders and datasets in the input, or `all`. Default: the only split, or `train`."""
+    """Split to read from the folders and datasets in the input, or `all` for all splits. Default: the only split, or
+    `train` if there are several."""
     config_name: str | None = None
-    """Configuration to read from the folders and datasets in the input. Default: the only one, or the declared one."""
+    """Configuration to read from the folders and datasets in the input. Default: the only configuration, or the one
+    that the dataset declares as its default."""
     text_column: str | None = None
     """Column of the documents. Default: the column that was labelled."""
     without_tokens: bool = False
-    """Leave `input_ids` out, for which every text is tokenized again. The join is then several times faster, and
+    """Leave out `input_ids`, for which every text must be tokenized again. The join is then several times faster.
     `load_dataset` reads the result, but the commands of this package do not."""
     unmatched: Unmatched = "refuse"
-    """Documents without labels, and documents whose text is not the labelled one. refuse: end at the first. keep: write
-    them without labels, and count them."""
+    """Treatment of documents that have no labels, or whose text is not the labelled one. refuse: end at the first such
+    document. keep: write these documents without labels, and count them."""
     rows_per_unit: int | None = None
     """Maximum number of rows in a shard. Default: as for pipeline.annotate."""
     memory: float = 4.0
-    """GiB of labels to hold in memory. Where documents are in another order than their labels and the labels do not
-    fit, they are read again and again."""
+    """GiB of labels to hold in memory. If the documents are in another order than their labels, and the labels need
+    more memory than this, the labels are read several times."""
 
     def __post_init__(self) -> None:
         if self.memory <= 0:
@@ -113,8 +115,8 @@ def run_for(config: Config, sidecar: AnnotatedDataset, source: Source, named: tu
     """Return the run that writes the joined dataset. Its labels are those of the sidecar's run.
 
     Raises:
-        ValueError: if the source has no rows, or columns with the names of label columns; if the sidecar lacks the
-            tokenizer of its labels.
+        ValueError: if the source has no rows, if it has a column with the name of a label column, or if the sidecar
+            lacks the tokenizer of its labels.
     """
     if not source.rows:
         raise ValueError("the input has no rows; name files that have some with `input`")

@@ -68,7 +68,7 @@ class Joiner:
         return Receipt(unit=unit.index, shard=shard, sha256=digest, size=size, counts=counts)
 
     def _search(self, rows: pa.RecordBatch) -> np.ndarray:
-        """Return the sidecar's row of each document, or UNKNOWN or CHANGED, int64 [B]."""
+        """Return the index of each document's row in the sidecar, int64 [B]; UNKNOWN or CHANGED if it has none."""
         ids = rows.column(ID_COLUMN) if self.index.has_ids else None
         return self.index.rows(digests(rows.column(self.run.column.name)), ids)
 

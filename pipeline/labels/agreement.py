@@ -43,7 +43,7 @@ class Paired(NamedTuple):
 
     @property
     def left_out(self) -> str:
-        """Words for the documents of the reference that have no partner, or an empty string."""
+        """Numbers of the reference's documents that have no partner, in words; empty if all have a partner."""
         absent = f", {self.absent:,} of the reference are not among the labels" if self.absent else ""
         return absent + (f", {self.immovable:,} of the reference cannot move to the tokens" if self.immovable else "")
 
@@ -51,8 +51,8 @@ class Paired(NamedTuple):
 def paired(labels: AnnotatedDataset, reference: AnnotatedDataset, by: str | None) -> Paired:
     """Pair the documents of a reference with the same documents in another annotated dataset.
 
-    Documents are the same if their tokens are, in the tokens of `labels`. The reference's labels are moved to these
-    tokens. Empty documents are left out. The reference is held in memory.
+    The reference's documents and labels are first moved to the tokens of `labels`. Documents with equal tokens are then
+    the same document. Empty documents are left out. The reference is held in memory.
 
     Raises:
         ValueError: if `labels` lack the column `by`, if the datasets share no document, or if labels would have to be
@@ -80,7 +80,10 @@ def paired(labels: AnnotatedDataset, reference: AnnotatedDataset, by: str | None
 def _by_tokens(
     labels: AnnotatedDataset, reference: AnnotatedDataset, columns: Sequence[str]
 ) -> tuple[dict[bytes, Nats], int]:
-    """Return the reference's labels by the bytes of the token ids, and the number of documents that cannot move."""
+    """Return the reference's labels by document, and the number of documents whose labels cannot move.
+
+    The key of a document is the bytes of its token ids, in the tokens of `labels`.
+    """
     moves = labels.provenance.tokenizer_sha256 != reference.provenance.tokenizer_sha256
     if moves and (labels.tokenizer is None or reference.tokenizer is None):
         raise ValueError(
@@ -113,7 +116,7 @@ def _moved(ids_S: np.ndarray, nats: Nats, tokenizer: Tokenizer, own: Tokenizer) 
 
 
 def joined(pairs: Sequence[Pair], column: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two labels of every token that has both, each float64 [N]."""
+    """Return the labels and the reference's labels of all tokens that have both, float64 [N] each."""
     labels_N, reference_N = (
         np.concatenate([np.empty(0), *(nats[column] for nats in side)])
         for side in ([pair.labels for pair in pairs], [pair.reference for pair in pairs])

@@ -84,9 +84,9 @@ def fit_of(labels_N: np.ndarray, reference_N: np.ndarray, kind: CalibrationKind)
 
 
 def isotonic_knots(labels_N: np.ndarray, reference_N: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return labels and values at the knots of isotonic regression, at most MOST_KNOTS.
+    """Return the labels and the values at the knots of isotonic regression, at most MOST_KNOTS of each.
 
-    If there are more, the function is taken at quantiles of the labels, and is linear between them.
+    If the regression has more knots, quantiles of the labels replace them. The function is linear between knots.
     """
     fitted = require_scikit_learn()().fit(labels_N, reference_N)
     at, values = fitted.X_thresholds_, fitted.y_thresholds_

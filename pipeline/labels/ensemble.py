@@ -30,7 +30,10 @@ SURPRISAL_OF = "surprisal of member "
 
 
 def columns_to_compute(columns: Mapping[str, Shape], members: int) -> dict[str, Shape]:
-    """Return the columns that a labeller of `members` checkpoints computes for the label columns of a dataset."""
+    """Return the columns that a labeller of `members` checkpoints computes, given the label columns of a dataset.
+
+    The deviation is computed later. In its place are the surprisals of each checkpoint, if there are several.
+    """
     own = {name: shape for name, shape in columns.items() if name != ENTROPY_DEVIATION}
     apart: dict[str, Shape] = dict.fromkeys(member_columns(members), ())
     return own if members == 1 or len(own) == len(columns) else {**own, **apart}

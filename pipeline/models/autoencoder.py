@@ -3,8 +3,8 @@
 The decoder gets the embedding in one of two forms. In the *repeated* form, every position gets the whole embedding. In
 the *unrolled* form, position i gets the half of the embedding that starts at index i, with wrap-around. In both forms,
 a linear layer projects the input to the decoder's width. A transformer cannot tell the positions of a repeated
-embedding apart, because attention averages identical values. A mixer can. With a bottleneck that is narrower than the
-encoder, the autoencoder compresses.
+embedding apart, because attention averages identical values. A mixer can tell them apart. With a bottleneck that is
+narrower than the encoder, the autoencoder compresses.
 
 B rows, T tokens, C encoder width, H half of the encoder width, D decoder width.
 """

@@ -107,7 +107,11 @@ def require_tuning(tuning: str) -> None:
 
 
 def tune(model: nn.Module, stack: PreTrainedModel, tuning: Tuning, lora_rank: int) -> None:
-    """Freeze a model (frozen), freeze it and add LoRA to all linear layers of its stack (lora), or train it (whole)."""
+    """Select the weights of a model that training changes.
+
+    With `frozen`, no weight is trained. With `lora`, LoRA updates are added to all linear layers of `stack`, which is a
+    part of the model, and only these updates are trained. With `whole`, all weights are trained.
+    """
     require_tuning(tuning)
     model.requires_grad_(tuning == "whole")
     if tuning != "lora":
@@ -156,7 +160,10 @@ def load_weights(weights: dict[str, Tensor], folder: Path) -> None:
 
 
 class FrozenStates:
-    """States of rows of tokens under a frozen stack, computed once and kept in memory up to a number of tokens."""
+    """Cache of the states that a frozen stack of layers computes for rows of tokens.
+
+    States of up to `tokens` positions are kept. The states of any further rows are computed each time.
+    """
 
     def __init__(self, states: Callable[[Tensor], Tensor], tokens: int) -> None:
         self.states = states

@@ -229,7 +229,7 @@ def _chunks(hidden_ND: Tensor, head_VD: Tensor) -> Iterator[slice]:
 
 
 def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, softcap: float | None) -> Tensor:
-    """Return the gradient with respect to the logits before the cap.
+    """Return the gradient of the losses with respect to the logits before the cap.
 
     Without a cap, the gradient is (softmax - one-hot target) x upstream.
     """
@@ -242,11 +242,11 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
 
 
 def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, softcap: float | None) -> Tensor:
-    """Return the gradient with respect to the logits before the cap, of all of `LogitSums`.
+    """Return the gradient of all sums in `LogitSums` with respect to the logits before the cap.
 
-    Without a cap, it is the sum of four terms, each multiplied by its upstream gradient: softmax - one-hot target,
-    softmax, 1 / V and -softmax x (logits - their mean under p). The gradient overwrites the logits, so that two
-    matrices suffice, as they do if only the losses are computed.
+    Without a cap, the gradient is the sum of four terms, each multiplied by its upstream gradient: softmax - one-hot
+    target, softmax, 1 / V and -softmax x (logits - their mean under p). The logits are overwritten, so that no more
+    matrices are needed than for the gradient of the losses alone.
     """
     of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
     slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()

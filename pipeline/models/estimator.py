@@ -77,7 +77,7 @@ class Estimator(WindowEncoder):
         return {}
 
     def keep_states(self, tokens: int) -> bool:
-        """Keep constant states of up to this many tokens in memory. Return False if training changes all states."""
+        """Keep states of up to `tokens` tokens in memory, and return True. Return False if training changes states."""
         return False
 
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def _convert(file: Path, folder: Path) -> None:
             dtype=torch.float32,
             trust_remote_code=False,
         )
-    except Exception as error:  # of gguf, tokenizers or transformers, for whatever the file describes
+    except Exception as error:  # gguf, tokenizers and transformers raise many kinds of errors
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{file} cannot be converted to a checkpoint: {reason}; name another") from error
     tokenizer.save_pretrained(folder)

@@ -109,7 +109,7 @@ class DividedStack:
             states_1TD = self.below(ids_1T)
             last_hidden(stack, ids_1T.flip(1))  # overwrites what layers may pass on besides their states
             found_1TD = self.above(states_1TD)
-        except Exception as error:  # of any family, for layers that pass more than one tensor
+        except Exception as error:  # raised if layers pass on more than one tensor; the kind depends on the family
             raise ValueError(refused) from error
         self.width = states_1TD.shape[-1]
         allowed = TOLERANCES.get(stack.dtype, 0.1) * float(expected_1TD.abs().max())

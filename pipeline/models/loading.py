@@ -57,7 +57,7 @@ def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float
 
 
 def load_own_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
-    """Load an estimator as `load_estimator` does.
+    """Load an estimator that was not trained around language models, as `load_estimator` does.
 
     Raises:
         ValueError: if the estimator was trained around language models.
@@ -88,7 +88,11 @@ def load_second_order_around_language_model(
 def _with_own_weights(
     model: ModelT, weights: dict[str, Tensor], folder: Path, device: str, dtype: WeightType
 ) -> ModelT:
-    """Return a model, frozen, whose `weights` are those that its checkpoint stores, on the device in `dtype`."""
+    """Load the values that a checkpoint stores into `weights`, freeze the model and return it.
+
+    `weights` are the weights of the model, by name, that the checkpoint stores. They are moved to the device and
+    converted to `dtype`.
+    """
     load_weights(weights, folder)
     for weight in weights.values():
         weight.data = weight.data.to(device, getattr(torch, dtype))

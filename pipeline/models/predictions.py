@@ -87,8 +87,8 @@ def label_values(
 def most_probable(log_p_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the `count` largest log-probabilities of each token in descending order, and their ids, [N, K] each.
 
-    They lie in the `count` groups of ids with the largest maxima, and only these are searched. Equal log-probabilities
-    are in any order.
+    To save time, ids are divided into groups. Only the `count` groups with the largest maxima are searched, since
+    they contain the result. Equal log-probabilities are in any order.
     """
     vocabulary = log_p_NV.shape[1]
     groups = vocabulary // GROUP
@@ -122,8 +122,8 @@ def systematic_sample(p_NV: Tensor, uniform_N: Tensor, count: int) -> Tensor:
 def uniforms(input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
     """Return a random number in [0, 1) for each token of right-padded rows, float32 [B, T].
 
-    A number depends only on the tokens of its row and on its position there, so that another batch, order of rows or
-    device gives the same numbers.
+    A number depends only on the tokens of its row and on its position in the row. Another batch, order of rows or
+    device therefore gives the same numbers.
     """
     position_T = torch.arange(input_ids_BT.shape[1], device=input_ids_BT.device)
     placed_BT = _mixed(input_ids_BT.long() + (position_T << 32))

@@ -42,8 +42,8 @@ from pipeline.models.window_encoder import BottleneckConfig, last_real
 class PretrainedEstimatorConfig(BottleneckConfig, BackboneSettings):
     """Configuration of an estimator around language models; `decoder` and `encoder` are records of `Backbone`.
 
-    `encoder` is None if the decoder's language model is the encoder too. `start_token` is the id that both read before
-    a window.
+    `encoder` is None if the decoder's language model is the encoder too. `start_token` is the id that encoder and
+    decoder read before a window.
     """
 
     model_type = "pretrained-entropy-estimator"

@@ -56,8 +56,8 @@ class SecondOrderConfig(PreTrainedConfig):
     `label_mean` and `label_deviation` are the mean and the standard deviation of the labels in nats, which scale the
     outputs. `start_token` is the id that is read before the first token; None for a learned vector. `width` is the
     width of the last hidden states; None if it is the width of the embeddings. The head's scale and soft cap are in the
-    transformer's configuration. `backbone` is the record of a language model that is not trained whole, whose weights
-    are not among those of the checkpoint.
+    transformer's configuration. `backbone` is the record of a language model that is not trained whole. The weights of
+    this language model are not among those of the checkpoint.
     """
 
     model_type = "second-order-entropy"

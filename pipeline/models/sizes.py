@@ -127,7 +127,7 @@ class TuningSettings:
 
     tuning: Tuning = "frozen"
     """Training of the language model: none (frozen), low-rank updates of its linear layers (lora), or all weights
-    (whole). A checkpoint holds what was trained, and otherwise names the language model."""
+    (whole). A checkpoint holds the trained weights. With frozen and lora, it also names the language model."""
     lora_rank: int = 64
     """Rank of the updates with lora."""
     hold: bool = False

@@ -71,7 +71,7 @@ class WindowEncoder(PreTrainedModel, ABC):
         return causal_hidden(self.encoder, input_embeddings(self.encoder)(input_ids_BT))
 
     def narrowed(self, hidden_BTC: Tensor) -> Tensor:
-        """Return bottleneck values [..., E] from states of the encoder [..., C], in training with noise."""
+        """Return bottleneck values [..., E] from states of the encoder [..., C]. Training adds noise."""
         before_down = self.config.noise_place == "before-down"
         narrow_BTE: Tensor = self.down(self._noisy(hidden_BTC) if before_down else hidden_BTC)
         return narrow_BTE if before_down else self._noisy(narrow_BTE)

@@ -139,7 +139,7 @@ class Publisher:
             self.published.put(receipt.shard)
 
     def _receipted(self, batch: Sequence[Labelled], files: Mapping[str, str], head: str) -> dict[str, str]:
-        """Return a mapping from each path in `files` that has a receipt in the repository to the digest in the receipt.
+        """Return the digests in the repository's receipts, by path, for those paths in `files` that have a receipt.
 
         If `files` is empty, the receipts are not read.
         """

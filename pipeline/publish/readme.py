@@ -109,7 +109,7 @@ def _repeated(front_matter: str) -> list[str]:
 
 DEFAULT = "default"  # name that `datasets` gives to files without a configuration
 FORMAT = "parquet"
-MOST_FILES = 1000  # that are listed in a card
+MOST_FILES = 1000  # most files that a card lists
 
 
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:

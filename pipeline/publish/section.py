@@ -27,7 +27,7 @@ IN_SIDECARS = (
     "`python -m pipeline.join` joins the labels to the documents by their `id` and digest."
 )
 THIS_FOLDER = "THIS_FOLDER"
-MOST_COLUMNS = 100  # that are listed by name
+MOST_COLUMNS = 100  # most columns that the section lists by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ Histogram of the labels: lower end of each bin in nats, share of all labels.
 
 
 WIDTH = 40
-LEAST_SHARE = 0.0005  # of all labels: rounds to 0.1%, the smallest share that a line shows
+LEAST_SHARE = 0.0005  # smallest visible share of all labels: a line shows it as 0.1%
 
 
 def _drawn(histogram: tuple[int, ...]) -> str:

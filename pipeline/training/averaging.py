@@ -16,7 +16,10 @@ from pipeline.training.config import TrainingConfig
 
 
 class WeightAverage:
-    """Average of a model's trained weights, as set by `average`. If this is `none`, every method does nothing."""
+    """Average of a model's trained weights, of the kind that the setting `average` names.
+
+    If the setting is `none`, every method leaves the model as it is.
+    """
 
     def __init__(self, model: nn.Module, config: TrainingConfig) -> None:
         """Prepare to average the weights of `model`, which must already be on its device and, if needed, sharded."""
@@ -28,7 +31,7 @@ class WeightAverage:
         average, the values have no meaning."""
 
     def update(self, step: int) -> None:
-        """Include the weights after a step. After the last step, the average replaces the weights."""
+        """Add the weights after a step to the average. After the last step of training, the average replaces them."""
         averaged = step - self.config.first_averaged
         if not self.tensors or averaged < 0:
             return
@@ -43,9 +46,9 @@ class WeightAverage:
             _copy(averages, weights)
 
     def decay(self, averaged: int) -> float:
-        """Return the decay for the next weights of a moving average of `averaged` steps.
+        """Return the decay with which the next weights enter a moving average that has `averaged` steps so far.
 
-        It rises with the number of steps, so that the first weights are soon forgotten.
+        The decay rises with `averaged`, so that the first weights are soon forgotten.
         """
         return min(self.config.average_decay, (1 + averaged) / (10 + averaged))
 

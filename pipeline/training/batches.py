@@ -159,7 +159,10 @@ def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -
 
 
 def corpus_windows(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Return the pieces [P, 3] of `cut_windows` for a corpus, with `labelled_only` only those with a label."""
+    """Cut a corpus into windows, and return the windows as the pieces [P, 3] that `cut_windows` describes.
+
+    With `labelled_only`, pieces without any label are left out.
+    """
     pieces_P3 = cut_windows(corpus.offsets, cut, random if cut.recut else np.random.default_rng(len(corpus.tokens_N)))
     if cut.labelled_only and corpus.labels_N is not None:
         labels_before = np.concatenate([[0], np.cumsum(~np.isnan(corpus.labels_N))])

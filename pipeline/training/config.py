@@ -155,7 +155,7 @@ class TrainingConfig(StepSettings):
 
     @property
     def averaged(self) -> dict[str, str]:
-        """Row of a model card that names the average of the weights; no row if there is none."""
+        """Row of a model card that describes the average of the weights; empty if weights are not averaged."""
         if self.average == "none":
             return {}
         ema = f"moving average with decay up to {self.average_decay}"
@@ -171,11 +171,11 @@ class TrainingConfig(StepSettings):
 
     @property
     def lasting_step(self) -> int | None:
-        """Step whose state does not depend on the number of all steps, and from which more steps can be done.
+        """Step whose state does not depend on the number of all steps, so that training can continue from this state.
 
-        This is the last step before the cooldown, or the last but one without a cooldown, since the weights may be
-        averaged and rounded in the last step. None if every step depends on the number of steps, or there is no step
-        before.
+        With a cooldown, this is the last step before the cooldown. Without a cooldown, it is the last step but one,
+        since the weights may be averaged and rounded in the last step. None if this would be step 0. None also for
+        decays other than trapezoid, with which every step depends on the number of all steps.
         """
         return self.steps - max(1, self.cooldown_steps) or None if self.decay == "trapezoid" else None
 
@@ -292,9 +292,9 @@ class ObjectiveSettings:
     share: float = 0.6
     """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
     label_smoothing: float = 0.0
-    """Smooth the target of each token: this share of its probability is spread evenly over the vocabulary. With the
-    objective cross-entropy, the sum equals torch's cross-entropy with label_smoothing. l stays the plain
-    cross-entropy in every objective, and the difference is added to the objective."""
+    """Smooth the target of each token: this share of its probability is spread evenly over the vocabulary. l stays the
+    plain cross-entropy in every objective, and the difference that smoothing makes to l is added to the objective. With
+    the objective cross-entropy, the sum equals torch's cross-entropy with label_smoothing."""
     confidence_penalty: float = 0.0
     """Subtract this many times the entropy of each prediction, in nats, from the objective (Pereyra et al. 2017, arXiv
     1701.06548)."""
@@ -333,7 +333,7 @@ class ObjectiveSettings:
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, without newer ones that have the value that older versions used."""
+    """Return the settings, except each newer setting whose value is the one in BEFORE_THE_SETTING."""
     return {
         name: value
         for name, value in settings.items()

@@ -100,9 +100,10 @@ class Cost:
 
     @property
     def probe_tokens(self) -> int:
-        """Tokens of the windows on which activations are measured.
+        """Number of tokens in each of the windows on which the memory of activations is measured.
 
-        Windows are short on a CPU, except for a mixer, which keeps its masked weights for each pair of positions.
+        On a CPU, these windows are short to save time. A mixer is measured on whole windows, since it keeps a masked
+        weight for each pair of positions.
         """
         longest = self.epoch.longest.input_ids_BT.shape[1]
         mixes = any(isinstance(layer, CausalConvolution) for layer in self.model.modules())
@@ -110,7 +111,10 @@ class Cost:
 
     @cached_property
     def activation_bytes(self) -> int:
-        """Estimated bytes that one GPU keeps for the backward pass, without compilation, and the logits of a chunk."""
+        """Estimated bytes of the tensors that one GPU keeps for the backward pass, and of the logits of one chunk.
+
+        The estimate is for training without compilation.
+        """
         with stage("measuring the memory of activations"):
             probes = [probe_batch(self.epoch.longest, rows, self.probe_tokens) for rows in (1, 2)]
             one, two = (kept_bytes(self.model, self.loss, probe, self.config) for probe in probes)

@@ -54,8 +54,8 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
 
     `rest` says how to treat the ids that are not stored. With `bucket`, the student learns only their total
     probability. With `spread`, it learns to divide this probability evenly among them. Stored ids outside the student's
-    vocabulary count as not stored. If these ids have no probability, the gradient with respect to the logits is q - p,
-    where q is the student's distribution and p the teacher's.
+    vocabulary count as not stored. If all probability lies on stored ids, the gradient with respect to the logits is
+    q - p, where q is the student's distribution and p the teacher's.
     """
     log_q_NV = logits_NV.float().log_softmax(dim=1)
     ids_NK, p_NK, rest_N = _known(targets, logits_NV.shape[1])
@@ -71,7 +71,10 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
 
 @dataclass(frozen=True)
 class DistillationLoss:
-    """Mean of a student's cross-entropy against a teacher, mixed with that against the tokens themselves, in nats."""
+    """Loss of a student in nats per token: the weighted mean of two cross-entropies.
+
+    One cross-entropy is against a teacher, and one is against the tokens themselves.
+    """
 
     targets: Callable[[Tensor], SparseTargets]
     """Function that returns the teacher's targets of tokens, given the index of each token [N] in the corpus."""

@@ -28,9 +28,9 @@ class Epoch:
     """Windows of an epoch, or of a sample of its documents."""
 
     lengths_W: np.ndarray
-    """Number of tokens that a model reads in each window, and learns to predict."""
+    """Number of tokens that a model reads in each window. It learns to predict the same number of tokens."""
     positions_W: np.ndarray
-    """Number of positions of each window in a batch."""
+    """Number of positions that each window takes in a batch. For packed windows, padding is included."""
     longest: Batch
     """Batch of the longest windows."""
     sampled: int
@@ -67,9 +67,10 @@ class Epoch:
 
     @classmethod
     def of_labelled(cls, seen: LabelledDocuments, held_out: HeldWindows, sampled: int, tokens_per_batch: int) -> Self:
-        """Return the packed windows of labelled documents or, of a stream, of the `sampled` held-out documents.
+        """Return the epoch of labelled documents, which are packed into windows.
 
-        The first token of a window is not predicted.
+        If the documents are a stream, the windows are `held_out`, those of the `sampled` held-out documents. The first
+        token of a window is not predicted, so `lengths_W` does not count it.
         """
         windows, sampled = (seen.whole.windows, len(seen)) if seen.at_a_time is None else (held_out, sampled)
         count, size = windows.input_ids_T.shape
@@ -84,7 +85,7 @@ class Epoch:
 
     @cached_property
     def documents(self) -> int:
-        """Number of documents in the epoch. Those of a stream are counted, which may take long."""
+        """Number of documents in the epoch. The documents of a stream must be counted first, which may take long."""
         return round(self.share * (self.sampled if self.count is None else self.count()))
 
     @property
@@ -102,13 +103,14 @@ class Epoch:
 
     @property
     def _times(self) -> float:
-        """Number of tokens in the epoch for each token in the windows."""
+        """Number of tokens in the epoch, divided by the number of tokens in the windows."""
         return self.share if self.count is None else self.documents / self.sampled
 
     def _batches(self, tokens_per_batch: int) -> float:
-        """Return the number of batches with the windows.
+        """Return the number of batches that the windows fill.
 
-        The last batch is smaller. If the windows are those of a sample, only its part of a whole batch is counted.
+        For all windows of an epoch, an incomplete last batch counts as a whole batch. For the windows of a sample, it
+        counts as a fraction of a batch.
         """
         if self.count is None:
             return len([*budget_groups(np.sort(self.positions_W)[::-1].tolist(), tokens_per_batch)])

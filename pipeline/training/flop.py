@@ -134,7 +134,7 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
-    """Return the number of products with the vocabulary in a training step, each as large as that of a forward pass."""
+    """Return the cost of a step's products with the vocabulary, as a multiple of one product in the forward pass."""
     if isinstance(model, SecondOrderModel) and model.config.form == "residual":
         return FORWARD_AND_BACKWARD + 2  # once more in the backward pass, and once for the entropies of predictions
     if isinstance(model, PretrainedEstimator):  # the head itself is trained only with the whole language model

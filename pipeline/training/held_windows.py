@@ -14,11 +14,14 @@ from pipeline.data.packing import PackedWindow
 
 @dataclass(frozen=True)
 class HeldWindows:
-    """Packed windows [W, T] in memory, whose labels and document indices take two bytes each if these hold them."""
+    """Packed windows [W, T] in memory.
+
+    Labels take two bytes each, unless a label needs more. The same holds for document indices.
+    """
 
     input_ids_T: np.ndarray
     labels_T: np.ndarray
-    """Labels in the form of `label_units.held`. Read `entropy_T`, or select windows."""
+    """Labels in the form that `label_units.held` returns. To get them in nats, read `entropy_T` or select windows."""
     document_T: np.ndarray
 
     @classmethod
@@ -39,7 +42,7 @@ class HeldWindows:
 
 
 def smallest(numbers: np.ndarray) -> np.ndarray:
-    """Return whole numbers in two bytes each, or unchanged if they do not fit."""
+    """Convert whole numbers to int16, or return them unchanged if one of them does not fit."""
     least, most = np.iinfo(np.int16).min, np.iinfo(np.int16).max
     fits = numbers.min(initial=0) >= least and numbers.max(initial=0) <= most
     return numbers.astype(np.int16) if fits else numbers

@@ -1,7 +1,7 @@
 """Length of a training in optimizer steps, in epochs or in tokens, and its conversion into steps.
 
-A learning rate depends on the number of steps, so epochs and tokens are converted before training begins. The converted
-number is that of the run: states, the model card and the fingerprint of the settings hold steps only.
+A learning rate depends on the number of steps, so epochs and tokens are converted before training begins. States, the
+model card and the fingerprint of the settings hold only the number of steps.
 """
 
 from __future__ import annotations

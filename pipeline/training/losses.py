@@ -86,7 +86,7 @@ class ObjectiveLoss:
         return document_losses(model, batch, self.start)
 
     def _losses_and_penalties(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """Return `token_losses` and the penalties, [B, T] each, or None without a penalty."""
+        """Return `token_losses` and the penalties, [B, T] each. Without a penalty, the second value is None."""
         if self.penalty is None:
             return self.token_losses(model, batch), None
         read_BT, ids_BT = batch.inputs_BT, batch.input_ids_BT
@@ -112,9 +112,9 @@ class ObjectiveLoss:
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
     """Return both outputs' mean squared errors, added up, plus `causal_weight` times the language-model loss.
 
-    The seeing output learns the labels. The expecting output learns the expected entropies, or the labels too if there
-    are none. The squared errors are in units of the labels' variance, and ignore padding and tokens without a label.
-    The language-model loss is the model's own cross-entropy, in nats per real token.
+    The seeing output learns the labels. The expecting output learns the expected entropies or, if the batch has no
+    expected entropies, the labels too. The squared errors are in units of the labels' variance, and ignore padding and
+    tokens without a label. The language-model loss is the model's own cross-entropy, in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())

@@ -22,9 +22,10 @@ FOLDS = "fold-*-of-*"
 
 
 def set_aside(output: Path, *files: Path) -> None:
-    """Keep files of a finished training: its settings and its lasting state. Files that are not there are left out.
+    """Move files of a finished training, its settings or its lasting state, into the folder that keeps them.
 
-    If the training has folds, the states are in the folders of the folds, and the settings in the folder above.
+    Files that do not exist are skipped. If the training has folds, the states are in the folders of the folds, and the
+    settings are in the folder above.
     """
     for file in files:
         if file.is_file():
@@ -36,14 +37,14 @@ def reopen(settings: Path, requested: Mapping[str, Any], training: TrainingConfi
     """Make a finished training unfinished again, with more steps.
 
     Args:
-        settings: file in the output that has the settings of an unfinished training.
-        requested: all settings that the model depends on, by name, with those of the training in `training`.
+        settings: file in the output that holds the settings of an unfinished training. This function writes it.
+        requested: all settings that the model depends on, by name. The entry `training` has those in `training`.
         training: settings of the requested training.
         state: format string for the name of a state's file, with the field `step`.
 
     Raises:
-        ValueError: if the finished training had other settings or not fewer steps, its average began too early, or its
-            state is gone.
+        ValueError: if the finished training had other settings or at least as many steps, if its state is gone, or if
+            its state holds an average of the weights that began too early for the requested training.
     """
     output = settings.parent
     before = _read(output / CONTINUED / settings.name)
@@ -93,10 +94,11 @@ def _without_steps(name: str, value: Any) -> Any:
 
 
 def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
-    """Raise if the state of the finished training has another average of the weights than the requested one would have.
+    """Raise if the kept state holds an average of the weights that the requested training would not have at its step.
 
     Raises:
-        ValueError: if the requested average begins later than the finished one, but not after the state.
+        ValueError: if the requested average begins later than the average of the finished training, but no later than
+            the step of the state.
     """
     state, begins = last.lasting_step or 0, training.first_averaged
     if training.average == "none" or begins == last.first_averaged or begins > state:

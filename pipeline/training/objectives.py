@@ -122,7 +122,8 @@ def probability(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Ten
     distribution. The value is lowest at l = e. For p = 1 and for tokens without a label, it is l.
     """
     nats_BT = entropies_BT.nan_to_num().clamp(min=0)
-    # ln(1 - q) is infinite at l = 0, so l is raised to eps, near a softmax's smallest loss above 0; dl/dl stays 1.
+    # ln(1 - q) is infinite at l = 0, so l is raised to at least eps, which is near a softmax's smallest loss above 0.
+    # The raised value still has the gradient 1 with respect to l.
     raised_BT = losses_BT + (torch.finfo(losses_BT.dtype).eps - losses_BT.detach()).clamp(min=0)
     return (-nats_BT).exp() * losses_BT + (-nats_BT).expm1() * _log_of_complement(raised_BT)
 

@@ -19,7 +19,7 @@ Penalty = Callable[[LogitSums], Tensor]
 
 
 def penalty_function(settings: ObjectiveSettings) -> Penalty | None:
-    """Return the sum of the penalties that the settings name, each times its coefficient; None if all are 0."""
+    """Return a function that adds up the penalties, each times its coefficient; None if all coefficients are 0."""
     coefficients: dict[Penalty, float] = {
         smoothing: settings.label_smoothing,
         confidence: settings.confidence_penalty,

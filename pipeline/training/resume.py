@@ -93,8 +93,8 @@ def begin(output: Path, settings: Mapping[str, Any], training: TrainingConfig | 
     Args:
         settings: all settings that the model depends on, by name, without the folder's path and the number of
             processes.
-        training: settings of the training, with which the folder of a finished run is continued if it has more steps.
-            None refuses the folder of a finished run.
+        training: settings of the training. If the folder holds a finished run with fewer steps, the run is continued.
+            With None, the folder of a finished run is refused.
 
     Raises:
         ValueError: if the folder holds other files or another run.
@@ -117,7 +117,8 @@ def begin(output: Path, settings: Mapping[str, Any], training: TrainingConfig | 
 def finish(output: Path, lasting: int | None = None) -> None:
     """Remove settings, states and files that a killed process left unfinished. The model must already be saved.
 
-    The settings and the state of the step `lasting` are kept for more steps, unless it is None.
+    Unless `lasting` is None, the settings and the state of the step `lasting` are set aside first, so that the finished
+    training can be continued with more steps.
     """
     if lasting is not None:
         set_aside(output, output / STATE_FILE.format(step=lasting), output / SETTINGS_FILE)

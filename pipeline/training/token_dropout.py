@@ -28,11 +28,11 @@ class TokenDropout:
     """
 
     threshold: float
-    """Tokens whose label in nats is below this may be hidden. Tokens without a label are always read."""
+    """Label in nats below which a token may be hidden. Tokens without a label are always read."""
     most: float
-    """Share of these tokens that is hidden at the end of training."""
+    """Share of the tokens with labels below the threshold that is hidden at the end of training."""
     steps: int
-    """Number of batches of the training, over which the share rises from 0 to `most`; half of it is reached halfway."""
+    """Number of batches of the training. The share rises from 0 to `most`, and is half of `most` halfway."""
     hidden: int
     """Id of the token that the model reads instead of a hidden one."""
     seed: int = 0

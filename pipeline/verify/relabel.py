@@ -32,7 +32,7 @@ from schemas.annotations import (
     Provenance,
 )
 
-MOST_TOKENS = 4096  # labelled per document, from its beginning
+MOST_TOKENS = 4096  # most tokens of a document that are labelled again, from its beginning
 COMPARED = (*ENTROPY_COLUMNS, TOP_LOGPROBS)
 """Columns whose values change only by rounding. Ranks and ids may change where probabilities are nearly equal, and
 `rest_logprob` where it is a small difference of large numbers."""

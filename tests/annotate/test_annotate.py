@@ -250,7 +250,7 @@ def test_the_workers_gpu_decides_the_precision(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_ray_may_be_missing_if_this_process_labels(tmp_path: Path) -> None:
-    """A command then needs only torch and transformers, and starts at once."""
+    """A command that labels in its own process needs only torch and transformers, and starts at once."""
     tiny_estimator().save_pretrained(tmp_path / "estimator")
     file = write_documents(tmp_path / "in.parquet", ["text"], input_ids=[[1, 2, 3]])
     chosen = ("--input", file, "--method", "exact", "--estimator", tmp_path / "estimator", "--tokenizer", "none")

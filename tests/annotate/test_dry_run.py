@@ -43,7 +43,7 @@ PLAN = Estimate(
 
 
 class Slow(FakeLabeller):
-    """Labeller with a given number of tokens per second, by a clock that advances only while it labels."""
+    """A labeller of `speed` tokens per second, by the clock in CLOCK, which advances only while it labels."""
 
     speed = 50.0
 

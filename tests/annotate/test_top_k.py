@@ -184,7 +184,10 @@ def test_verify_labels_again_and_finds_what_was_changed(
 def test_draws_depend_neither_on_the_batch_nor_on_the_shard(
     folder: Path, tmp_path: Path, run_command: RunCommand
 ) -> None:
-    """The second run has the documents in reverse, in shards of two, and is stopped and resumed by a larger limit."""
+    """The second run reads the documents in reverse order, in shards of two.
+
+    It ends at a limit and is resumed with a larger limit.
+    """
     texts = [*sample_texts(5, 300), ""]
     flags = (*FLAGS, "--batch-invariant", "--dtype", "float32", "--workers", 0, "--method", "causal")
     for name, order, limits in (("one", texts, (6,)), ("two", texts[::-1], (4, 6))):

@@ -1,1 +1,1 @@
-"""What measures speed and memory: `make bench`. Nothing here is collected as a test but `test_quick.py`."""
+"""Benchmarks of speed and memory: `make bench`. Only `test_quick.py` is collected as a test."""

@@ -1,7 +1,8 @@
-"""`make bench`: what is promised about speed and memory, measured in one run; exit code 1 where a target is missed.
+"""`make bench`: measure the promised speed and memory in one run. Exit code 1: a target is missed.
 
-`--quick` runs everything at a size too small for the targets, to see that it works. SmolLM2 against lm-eval wants `make
-pretrained peers`. The sections that a GPU is asked (`python -m tests.device`) run at tiny sizes, for half a minute.
+`--quick` runs everything at sizes that are too small for the targets, to check that it works. The comparison of SmolLM2
+with lm-eval needs `make pretrained peers`. The measurements for a GPU (`python -m tests.device`) run at tiny sizes, for
+half a minute.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""The engine: its cost in addition to the bare model, how it grows with workers and units, and what it writes.
+"""Speed of the engine against the bare model and with more workers, cost of many units, and size of the output.
 
-Documents are the built-in ones, over and over. One core a worker.
+The built-in documents are repeated as often as needed. Every worker has one core.
 """
 
 import os
@@ -67,7 +67,7 @@ def figures(size: Size) -> Iterator[Figure]:
 
 
 def throughput(folder: Path, size: Size) -> Iterator[Figure]:
-    """One worker and the bare model on the same batches, then two workers and one, in turns."""
+    """Compare one worker with the bare model on the same batches, and two workers with one. All run in turns."""
     texts = sample_documents()
     file = folder / "in.parquet"
     pq.write_table(texts.take([row % len(texts) for row in range(size.documents)]), file)
@@ -77,7 +77,7 @@ def throughput(folder: Path, size: Size) -> Iterator[Figure]:
         rates["bare"].append(bare(*runs[0]))
         for name, workers, (job, units) in zip(("one", "two"), (1, 2), runs, strict=True):
             rates[name].append(end_to_end(job, units, workers))
-    # Ratios of a turn: on a shared machine the bare model alone was seen at 2,034 and, a minute later, 2,758 tokens/s.
+    # Ratios within a turn: on a shared machine, the bare model ran at 2,034 and, a minute later, at 2,758 tokens/s.
     speeds = {name: median(values) for name, values in rates.items()}
     whole = median(one / bare for one, bare in zip(rates["one"], rates["bare"], strict=True))
     twice = median(two / one for two, one in zip(rates["two"], rates["one"], strict=True))
@@ -96,7 +96,7 @@ def planned(file: Path, output: Path, rows_per_unit: int = 4) -> tuple[Run, list
 
 
 def bare(job: Run, units: list[Unit]) -> float:
-    """Tokens/s of the model alone, on one thread, batches at hand."""
+    """Return the tokens per second of the model alone, on one thread, with batches that are already made."""
     threads = torch.get_num_threads()
     annotator, stages, tokens = load_annotator(job, "cpu"), Stages(), 0
     chunks = [chunk for unit in units for chunk in annotator.chunks(unit, stages)]
@@ -108,7 +108,7 @@ def bare(job: Run, units: list[Unit]) -> float:
 
 
 def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
-    """Tokens/s from when all workers have loaded to the last receipt."""
+    """Return the tokens per second between the time when all workers have loaded and the last receipt."""
     scheduler = Scheduler(job, units, RayWorkerPool(job, load_annotator, workers=workers, share=WorkerResources()))
     started, tokens = time.perf_counter(), 0
     for outcome in scheduler.outcomes():
@@ -121,7 +121,7 @@ def end_to_end(job: Run, units: list[Unit], workers: int) -> float:
 
 
 def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
-    """Of a shard of the help topics, whole, with two columns of labels."""
+    """Measure the bytes per token of a shard with two columns of labels. Its documents are whole help topics."""
     texts = [text for _, text in sorted(topics.items())][: size.documents]
     job, (unit,) = planned(write_documents(folder / "whole.parquet", texts), folder / "whole", len(texts))
     receipt = load_annotator(job, "cpu").annotate(unit).receipt
@@ -136,7 +136,7 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
             sizes["dictionary"] += column.data_page_offset - column.dictionary_page_offset
     tokens = receipt.counts.tokens
     what = f"engine: bytes a token of {tokens:,}"
-    # A shard holds the dictionary once: of a real one's 16 M tokens it is nothing, of these 3%.
+    # A shard holds the dictionary once: 3% of this shard, but next to nothing in a real one of 16 M tokens.
     yield Figure(
         f"{what}, column entropy less its dictionary", (sizes[ENTROPY] - sizes["dictionary"]) / tokens, at_most=1.4
     )
@@ -145,7 +145,7 @@ def bytes_a_token(folder: Path, size: Size) -> Iterator[Figure]:
 
 
 def driver_alone(size: Size) -> Iterator[Figure]:
-    """The driver's own time and memory over many units of nothing."""
+    """Measure the driver's own time and memory over many units, with workers that do nothing."""
     with tempfile.TemporaryDirectory() as folder:
         job, _ = planned_noop(Path(folder))
         units = [Unit(index, File("none", 0, ""), 0, 1) for index in range(size.noop_units)]
@@ -174,7 +174,7 @@ def planned_noop(folder: Path) -> tuple[Run, list[Unit]]:
 
 
 def resume(folder: Path, size: Size) -> Figure:
-    """Seconds that the whole command takes when there is nothing left to do."""
+    """Measure the seconds that the whole command takes to resume a complete run."""
     tiny_estimator().save_pretrained(folder / "estimator")
     documents = token_rows(1) * size.resumed_units
     file = write_documents(folder / "in.parquet", ["text"] * len(documents), input_ids=documents)
@@ -202,7 +202,7 @@ def resume(folder: Path, size: Size) -> Figure:
 
 
 def host_path(folder: Path, size: Size) -> Figure:
-    """Tokens per CPU second of all that a worker does except labelling, of documents that it has not seen before."""
+    """Measure the tokens per CPU second of all that a worker does except labelling, on documents that are new to it."""
     found = measured(folder, size.host_documents)
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found.shares.items())
     return Figure(

@@ -1,4 +1,4 @@
-"""One line of the report, and how times are taken so that they can be compared."""
+"""A line of the report, and times that are measured so that they can be compared."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured ratio and what it should be at least, or at most."""
+    """A measured number, and the target that it must reach at least or at most."""
 
     what: str
     value: float
@@ -34,7 +34,7 @@ class Figure:
 
 
 def median_seconds(timed: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median time of each, taken in turns, so that a busy moment of the machine falls on all of them."""
+    """Return the median seconds of each function. They run in turns, so that a busy moment slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for _ in range(repeats):
         for name, run in timed.items():

@@ -1,8 +1,8 @@
-"""What a labelling worker does except labelling, in a process of its own on one core; without Ray or torch.
+"""The host path: all that a worker does except labelling, in its own process on one core, without Ray or torch.
 
-`python -m tests.benchmarks.host_path FILE FOLDER` prints tokens per CPU second, those of all threads, and each stage's
-share of it, as JSON. No row is tokenized twice by one tokenizer; the first unit, in which a process loads what it
-needs, is not counted.
+`python -m tests.benchmarks.host_path FILE FOLDER` prints JSON: the tokens per CPU second of all threads, and each
+stage's share of the CPU time. No tokenizer reads a row twice. The first unit is not counted, because the process loads
+what it needs during that unit.
 """
 
 import json
@@ -37,23 +37,26 @@ from tests.builders import PROVENANCE
 
 UNITS = 4
 VALUES = 2**22
-"""Entropies that are drawn once; a batch has those from some place on."""
+"""Number of entropies that are drawn once. The labels of a batch are a random slice of them."""
 BATCH_TOKENS = 2**14
 
 
 @dataclass(frozen=True)
 class HostPath:
-    """What was measured."""
+    """A measurement of the host path: the documents in words, the speed, and the stages' shares."""
 
     text: str
     tokens_per_second: float
-    """Of CPU time."""
+    """Tokens per second of CPU time."""
     shares: dict[str, float]
-    """Of each stage in it."""
+    """Share of the total CPU time that each stage takes, by the stage's name."""
 
 
 def measured(folder: Path, documents: int) -> HostPath:
-    """The first documents of the file that the environment variable FINEWEB names, or else built-in ones."""
+    """Return the host path's speed on this number of documents, measured in another process.
+
+    The documents are the first of the file that the environment variable FINEWEB names, or else built-in ones.
+    """
     named = os.environ.get("FINEWEB")
     table = (pq.read_table(named) if named else sample_documents()).slice(0, documents)
     pq.write_table(table, folder / "in.parquet")
@@ -64,7 +67,7 @@ def measured(folder: Path, documents: int) -> HostPath:
 
 
 def planned(file: Path, output: Path, rows_per_unit: int) -> tuple[Run, list[Unit]]:
-    """A run with the shipped tokenizer and the columns of second-order labels."""
+    """Plan a run with the shipped tokenizer and the columns of second-order labels."""
     source = inspect(find_files([str(file)]), Column())
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     provenance = replace(PROVENANCE, method="second-order", vocabulary=8192, window=256, overlap=128)
@@ -74,7 +77,7 @@ def planned(file: Path, output: Path, rows_per_unit: int) -> tuple[Run, list[Uni
 
 
 class FreeLabels:
-    """Labels at no cost, spread like those of English text."""
+    """Labeller whose labels cost nothing, with the distribution of labels of English text."""
 
     batch_tokens = BATCH_TOKENS
     border = None
@@ -97,7 +100,7 @@ class FreeLabels:
 
 
 def tokens_a_second(job: Run, units: Sequence[Unit]) -> float:
-    """Of all units but the first, each from its rows to its receipt."""
+    """Return the tokens per CPU second of all units except the first, from their rows to their receipts."""
     annotator = with_tokenizers(job, (FreeLabels(),))
     annotator.annotate(units[0])
     started = time.process_time()
@@ -107,7 +110,7 @@ def tokens_a_second(job: Run, units: Sequence[Unit]) -> float:
 
 @dataclass(frozen=True)
 class OneByOne:
-    """The same stages one after the other, and the CPU seconds of each."""
+    """The stages of the host path carried out one after another, with the CPU seconds of each."""
 
     job: Run
     tokenizer: Tokenizer
@@ -115,7 +118,7 @@ class OneByOne:
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def shares(self, units: Sequence[Unit]) -> dict[str, float]:
-        """Of the time of all units but the first."""
+        """Return each stage's share of the CPU time of all units except the first."""
         for unit in units:
             tables = list(self._tables(unit))
             self._timed("write", write_shard, self.job.subset.root / f"{unit.index}.parquet", tables, self.job.schema)

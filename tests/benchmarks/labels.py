@@ -1,6 +1,8 @@
-"""Speed of the label methods, all with one estimator: published, exact, a sample of positions, second-order; and exact
-labels of one of the same sizes whose embedding adds to the logits. And the cost of a causal model's further columns,
-and of exact labels of an estimator around it.
+"""Speed of the label methods.
+
+One estimator labels by the published procedure, exactly at all positions, exactly at a sample of positions, and as a
+second-order model. A second estimator of the same sizes adds its embedding to the logits and labels exactly. The cost
+of a causal model's further columns is measured, and that of exact labels of an estimator around the model.
 
 B windows, T tokens.
 """
@@ -35,11 +37,12 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """Models, and how much each method labels. Times are compared for a window.
+    """Sizes of the models, and the windows or positions that each method labels. Times are compared per window.
 
-    The published procedure runs at evenly spread positions: each costs the same two full-length passes, and is run by
-    itself, as published; eight at a time, the fastest of 1, 4, 8 and 32 on a CPU, are shown beside it. A sample runs on
-    many windows, because its number of positions varies: 64 windows of 256 have 102 +- 10 runs of 8.
+    The published procedure labels evenly spread positions, because each position costs the same two full-length passes.
+    It runs one position at a time, as published, and also eight at a time, the fastest of 1, 4, 8 and 32 on a CPU. A
+    sample of positions is timed on many windows, because its number of positions varies: 64 windows of 256 tokens have
+    102 +- 10 runs of 8 positions.
     """
 
     context: int = 256
@@ -76,7 +79,7 @@ QUICK = Size(
 
 
 def figures(size: Size, device: torch.device) -> Iterator[Figure]:
-    """The estimator in float32 on a CPU, in bfloat16 on a GPU."""
+    """Yield all figures. The estimator computes in float32 on a CPU and in bfloat16 on a GPU."""
     estimator = _estimator(size, device)
     adding = _estimator(size, device, introduction="projection", introduced_above=size.layers)
     second_order = frozen(SecondOrderModel.from_estimator(estimator, label_mean=0.0, label_deviation=1.0))
@@ -118,7 +121,10 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
 
 
 def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
-    """A model of SmolLM2-135M's sizes with random weights, in the precision that auto takes."""
+    """Yield the cost of a causal model's further columns, and of exact labels of an estimator around it.
+
+    The model has SmolLM2-135M's sizes, random weights, and the precision that `auto` selects.
+    """
     width, vocabulary = size.causal_width, size.causal_vocabulary
     config = llama_config(
         vocab_size=vocabulary,
@@ -161,7 +167,7 @@ def _causal(model: PreTrainedModel, ids_BT: Tensor, columns: Mapping[str, Shape]
 
 
 def _exact_around(model: PreTrainedModel, ids_BT: Tensor) -> None:
-    """Label with an estimator around the model, whose embedding enters at the logits."""
+    """Label with an estimator around the model. Its embedding is added at the logits."""
     config = PretrainedEstimatorConfig(vocab_size=model.config.vocab_size, context=ids_BT.shape[1])
     estimator = frozen(PretrainedEstimator(config, model))
     estimator.to(ids_BT.device, model.dtype)  # type: ignore[arg-type]
@@ -227,7 +233,10 @@ def _difference(estimator: EntropyEstimator, window_T: Tensor, positions: list[i
 
 
 def _share_of_matrix_rate(model: SecondOrderModel, size: Size, seconds: float) -> Figure:
-    """Work of the linear layers and of causal attention, over the rate of a product of two 8,192 x 8,192 matrices."""
+    """Return the FLOP per second of linear layers and causal attention, as a share of the matrix rate.
+
+    The matrix rate is that of a product of two 8,192 x 8,192 matrices.
+    """
     weights = sum(
         module.weight.numel() for module in model.transformer.modules() if isinstance(module, torch.nn.Linear)
     )

@@ -1,6 +1,6 @@
-"""Peak memory of the chunked and the plain cross-entropy, forward and backward, each in a process of its own.
+"""Peak memory of the chunked and the plain cross-entropy, forward and backward, each in its own process.
 
-`python -m tests.benchmarks.memory chunked 4096 131072 64 cpu` prints bytes: the peak less what the inputs take.
+`python -m tests.benchmarks.memory chunked 4096 131072 64 cpu` prints the peak minus the memory of the inputs, in bytes.
 """
 
 import subprocess
@@ -39,7 +39,7 @@ def _in_a_process(way: str, size: Size, device: torch.device) -> int:
 
 
 def peak(way: str, tokens: int, vocabulary: int, width: int, device: str) -> int:
-    """Bytes; the gradients count, the inputs do not."""
+    """Return the peak memory in bytes, including the gradients but not the inputs."""
     torch.manual_seed(0)
     precision = torch.bfloat16 if device == "cuda" else torch.float32
     hidden_ND = torch.randn(tokens, width, device=device, dtype=precision).requires_grad_()
@@ -63,7 +63,10 @@ def _reset_peak(device: str) -> int:
 
 
 def _peak(device: str) -> int:
-    """Of this process on Linux. `getrusage` would not do: a child's `ru_maxrss` begins at its parent's peak."""
+    """Return the peak memory of this process on Linux, or of the GPU, in bytes.
+
+    `getrusage` would be wrong, because a child's `ru_maxrss` begins at its parent's peak.
+    """
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()

@@ -1,7 +1,7 @@
-"""Surprisals of whole documents by SmolLM2: ours from text to labels, against lm-eval's `loglikelihood_rolling`.
+"""Speed of SmolLM2's surprisals of whole documents: ours from text to labels, and lm-eval's `loglikelihood_rolling`.
 
-One thread, one precision, the same documents, none longer than a window. lm-eval is given float32 for its softmax: in
-bfloat16 its totals are wrong by 0.6%.
+Both use one thread, the same precision and the same documents, none longer than a window. lm-eval's softmax is set to
+float32, because its totals are wrong by 0.6% in bfloat16.
 """
 
 import os
@@ -32,7 +32,7 @@ CONTEXT = 2048
 AUTO = "the precision that auto takes"
 
 Totals = Callable[[], Sequence[float]]
-"""Nats of each document."""
+"""Function that returns the total nats of each document."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def figures(size: Size) -> Iterator[Figure]:
 
 
 def _documents(folder: Path, count: int) -> tuple[list[str], int, str]:
-    """Texts that fit a window, their tokens, and where they are from."""
+    """Return texts that fit a window, the number of their tokens, and the name of their source."""
     if "FINEWEB" in os.environ:
         texts, source = pq.read_table(os.environ["FINEWEB"], columns=["text"]).column(0).to_pylist(), "FineWeb"
     else:
@@ -102,7 +102,10 @@ def _ours(folder: Path, texts: Sequence[str], dtype: Dtype) -> Totals:
 
 
 def _theirs(folder: Path, texts: Sequence[str], dtype: Dtype) -> Totals:
-    """A document at a time, its default, which is faster on a CPU than several that are padded."""
+    """Return a function that computes the totals with lm-eval, one document at a time.
+
+    This is lm-eval's default, and faster on a CPU than padded batches.
+    """
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

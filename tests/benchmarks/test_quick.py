@@ -1,4 +1,4 @@
-"""The benchmark runs and reports; at this size its ratios mean nothing."""
+"""The quick benchmark runs and reports every figure. At its small sizes the ratios mean nothing."""
 
 import pytest
 

@@ -1,6 +1,6 @@
-"""A training step with each objective compared with plain cross-entropy, and the loop compared with bare steps.
+"""Time of a training step with several objectives against cross-entropy, and of the training loop against bare steps.
 
-The same model and the same batches, in turns.
+All of them use the same model and the same batches, and run in turns.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from tests.tiny_models import random_tokens
 
 @dataclass(frozen=True)
 class Size:
-    """The default model of `jobs.train_language_model` and half its default batch."""
+    """Sizes: by default, the default model of `jobs.train_language_model` and half its default batch."""
 
     context: int = 256
     width: int = 192
@@ -66,17 +66,17 @@ def model_of(size: Size) -> PreTrainedModel:
 
 
 def tokens_of(size: Size) -> int:
-    """Tokens of all steps."""
+    """Return the number of tokens in all steps."""
     return sum(int(batch.lengths_B.sum()) for batch in batches(size))
 
 
 def autocast(size: Size, device: torch.device) -> torch.autocast:
-    """Of the forward, in both."""
+    """Return the context for the forward pass of bare steps, in the precision that the training loop uses too."""
     return torch.autocast(device.type, torch.bfloat16, enabled=size.precision == "bf16")
 
 
 def bare(size: Size, device: torch.device) -> None:
-    """Forward, backward and optimizer, batch after batch, and nothing else."""
+    """Train with bare steps: forward, backward and optimizer, batch after batch, and nothing else."""
     model = model_of(size).to(device)  # type: ignore[arg-type]
     optimizer = AdamW(model.parameters(), lr=1e-4)
     for batch in batches(size):
@@ -88,14 +88,14 @@ def bare(size: Size, device: torch.device) -> None:
 
 
 def looped(size: Size) -> None:
-    """A whole training on the same batches, with a state that is saved at its end."""
+    """Train with the training loop on the same batches. It saves its state at the end."""
     config = TrainingConfig(steps=size.steps, evaluate_every=size.steps, precision=size.precision)
     with TemporaryDirectory() as folder:
         train(model_of(size), batches(size), LOSS, lambda trained: {}, config, Path(folder))
 
 
 def batches(size: Size) -> Iterator[Batch]:
-    """Made as they are taken, in both."""
+    """Yield the batches of a training. Each is made when it is taken, in bare steps and in the loop alike."""
     generator = np.random.default_rng(0)
     for _ in range(size.steps):
         ids_BT = torch.from_numpy(generator.integers(size.vocabulary, size=(size.windows, size.context + 1)))
@@ -104,7 +104,7 @@ def batches(size: Size) -> Iterator[Batch]:
 
 
 def step(name: ObjectiveName, size: Size, device: torch.device) -> Callable[[], None]:
-    """Forward, backward and optimizer."""
+    """Return a function that takes one step with this objective: forward, backward and optimizer."""
     model = model_of(size).to(device)  # type: ignore[arg-type]
     optimizer = AdamW(model.parameters(), lr=1e-4)
     ids_BT = random_tokens(size.windows, size.context + 1, vocabulary=size.vocabulary)

@@ -8,7 +8,10 @@ TOKENS = np.array([10, 20, 30, 40, 50] * 8)
 
 
 def drawn(random: np.random.Generator, effect: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return losses of a method and of a baseline. Documents differ far more than the two do."""
+    """Return the nats of each document [seeds, documents], for a method and for a baseline.
+
+    Documents differ from each other far more than the method differs from the baseline.
+    """
     hard_M = random.normal(3, 1, len(TOKENS))
     baseline_SM = hard_M + random.normal(0, 0.1, (5, len(TOKENS)))
     method_SM = hard_M + effect + random.normal(0, 0.1, (5, len(TOKENS)))
@@ -32,7 +35,7 @@ def test_a_small_difference_is_found_since_documents_are_paired() -> None:
     method_SM, baseline_SM = drawn(np.random.default_rng(0), 0.1)
     assert paired_difference(method_SM, baseline_SM, TOKENS).excludes_zero
     alone, other = mean_loss(method_SM, TOKENS), mean_loss(baseline_SM, TOKENS)
-    assert alone.low < other.mean < alone.high  # without pairing, it would not be
+    assert alone.low < other.mean < alone.high  # without pairing, the difference would not be found
     assert not paired_difference(baseline_SM, baseline_SM, TOKENS).excludes_zero
 
 

@@ -1,4 +1,4 @@
-"""Cross-fitted labels: no teacher has read what it labels, and their cost is counted."""
+"""Cross-fitted labels: no teacher has read the documents that it labels, and the cost of the labels is counted."""
 
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def test_teachers_of_a_fold_label_as_their_mixture(tmp_path: Path) -> None:
 
 
 def _labelled(seen: Corpus, places: list[Path]) -> np.ndarray:
-    """Return the nats of each token by the model of its document's fold, one document at a time."""
+    """Return the nats of each token from the model of its document's fold, which reads one document at a time."""
     models = [load_best(each) for each in places]
     documents = [Corpus.of([tokens_N]) for tokens_N in seen.by_document(seen.tokens_N)]
     return np.concatenate(

@@ -1,4 +1,4 @@
-"""Methods of a comparison: unique, equally often tried, and on the same values of the common axes."""
+"""Methods of a comparison: they are unique, and all have equally many trials with the same common settings."""
 
 from collections import Counter
 

@@ -1,4 +1,7 @@
-"""Surprisals of n-gram models: proper distributions, held against a slow formula, and cross-fitted by document."""
+"""Surprisals of n-gram models.
+
+Probabilities add up to 1 and equal a slow formula. Each document is predicted from the documents of other folds only.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Students of a study: trials differ in what they say, resume, and are evaluated document by document."""
+"""Students of a study.
+
+Trials differ as their settings and seeds do, are not repeated, and are evaluated document by document.
+"""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Teachers: the best weights are kept, also over an interruption."""
+"""Teachers: the weights with the lowest development loss are kept, even if the training is interrupted."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""An untrusted dataset is either read or refused with a line that names the file."""
+"""An untrusted dataset is either read or refused with a message of one line that names the file."""
 
 import math
 from pathlib import Path

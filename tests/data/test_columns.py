@@ -1,4 +1,4 @@
-"""Columns of several files merged, with their `datasets` features, whether or not `datasets` is imported."""
+"""Merged columns of several files keep the features of `datasets`, whether or not `datasets` is imported."""
 
 import json
 import subprocess
@@ -42,14 +42,14 @@ assert ("datasets" in sys.modules) == (sys.argv[3] == "imported")
 
 
 def stored_storage() -> pa.Table:
-    """Make a table of the rows, with the extension types of `datasets` as their storage types."""
+    """Make a table of ROWS, in which a column with an extension type of `datasets` has the storage type instead."""
     stored = plain_schema(FEATURES.arrow_schema, "")
     columns = [pa.array(ROWS[field.name], field.type) for field in stored]
     return pa.Table.from_arrays(columns, schema=stored)
 
 
 def write_source(file: Path) -> None:
-    """Write a file as `datasets` does: its schema has the extension types."""
+    """Write ROWS to a file as `datasets` does, so that its schema has the extension types of `datasets`."""
     pq.write_table(stored_storage(), file)
     assert pq.read_schema(file) == FEATURES.arrow_schema
     assert Features.from_arrow_schema(pq.read_schema(file)) == FEATURES

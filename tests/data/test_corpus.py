@@ -1,4 +1,4 @@
-"""Documents end to end in memory: slices, held-out documents, folds."""
+"""Documents joined to one array in memory: their slices, held-out documents and folds."""
 
 from pathlib import Path
 

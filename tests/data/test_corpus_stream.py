@@ -1,4 +1,7 @@
-"""Documents in blocks: each document once, divided only by size, prepared ahead, and shared among processes."""
+"""Documents read in blocks.
+
+Each document is in one block, and only sizes decide in which. Blocks are prepared ahead and shared among processes.
+"""
 
 import threading
 from collections.abc import Sequence
@@ -29,7 +32,10 @@ class Encoding(NamedTuple):
 
 @dataclass
 class Bytes:
-    """A tokenizer of bytes that counts its texts, and waits for `gate` before texts with a colon."""
+    """A tokenizer whose ids are the bytes of a text, and which counts the texts.
+
+    If a text has a colon, the tokenizer waits until a test opens `gate`.
+    """
 
     model: None = None
     seen: int = 0

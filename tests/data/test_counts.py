@@ -1,4 +1,4 @@
-"""Counts of documents with text that a tokenizer drops, compared with the decoded tokens."""
+"""The number of documents with text that the tokenizer drops or does not know, compared with their decoded tokens."""
 
 from collections.abc import Callable
 
@@ -35,7 +35,7 @@ def letters(unknown: str | None) -> Tokenizer:
 
 KINDS: dict[str, Callable[[], Tokenizer]] = {
     "every byte": byte_level,
-    "some bytes": lambda: byte_level(without="\u0104\u00f1\u00c3"),  # of 0x04, 0xf1 and 0xc3
+    "some bytes": lambda: byte_level(without="\u0104\u00f1\u00c3"),  # the pieces of the bytes 0x04, 0xf1 and 0xc3
     "letters that vanish": lambda: letters(None),
     "letters that are unknown": lambda: letters("?"),
     "bytes for the unknown": lambda: unigram(byte_fallback=True),

@@ -267,7 +267,7 @@ def test_a_missing_column_is_named_with_compatible_columns(tmp_path: Path) -> No
 
 
 def test_an_empty_file_is_no_obstacle(tmp_path: Path) -> None:
-    """For an empty table, or one without values, pandas writes columns of text with the type null."""
+    """pandas writes a text column without values with the type null, which must merge with the text of other files."""
     whole = table_file(tmp_path / "a.parquet", text=["x"], id=pa.array([1], pa.int8()))
     empty = table_file(tmp_path / "b.parquet", text=pa.array([], pa.null()), other=pa.array([], pa.float64()))
     nothing = table_file(tmp_path / "c.parquet")

@@ -34,7 +34,7 @@ def put(folder: Path, content: bytes, name: str = "a.txt") -> str:
 
 
 def documents(named: str) -> list[str]:
-    """Read documents in both ways, which must agree."""
+    """Return the texts of a file, read as rows of a planned range and as a stream. Both ways must agree."""
     (file,) = find_files([named])
     layout = inspect_file(file, TEXT)
     assert (layout.rows, layout.groups, layout.schema) == (1, (1,), PLAIN_TEXT)

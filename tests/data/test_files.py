@@ -1,4 +1,4 @@
-"""Finding files, and opening them as they were found."""
+"""Finding files, and opening a file only if it is still as it was found."""
 
 import glob
 import gzip
@@ -130,7 +130,7 @@ def test_a_broken_link_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_link_to_its_own_subfolder_is_refused(tmp_path: Path) -> None:
-    """The files in `latest` would be read twice."""
+    """The folder has a link `latest` to its subfolder `2024`, whose files would be read twice."""
     put(tmp_path, "2024/a.parquet")
     (tmp_path / "latest").symlink_to("2024")
     with pytest.raises(ValueError, match=r"named more than once in the input: .*/2024/a\.parquet; name each file once"):
@@ -209,7 +209,7 @@ def test_members_and_frames_are_read_as_one(
 
 
 def test_skippable_frames_are_skipped(tmp_path: Path) -> None:
-    """pzstd writes a skippable frame before each frame, with the length of the following frame."""
+    """Before each frame of content, pzstd writes a skippable frame that holds the length of the content's frame."""
     skippable = (0x184D2A50).to_bytes(4, "little") + (4).to_bytes(4, "little") + b"size"
     content = b"".join(skippable + compressed([part], "zstd") for part in (LINE, LINE * 3))
     with open_file(stored(tmp_path, content, "zstd")) as stream:
@@ -227,7 +227,7 @@ def test_truncation_is_noticed(tmp_path_factory: pytest.TempPathFactory, codec: 
 
 
 def test_cycles_of_links_between_folders_terminate(tmp_path: Path) -> None:
-    """Links between two folders allow 2^40 paths."""
+    """Two folders that link to each other can be reached by 2^40 paths, so the search must not follow them all."""
     for name in ("one", "two"):
         put(tmp_path, f"set/{name}/{name}.parquet")
     for name in ("one", "two"):

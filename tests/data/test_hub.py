@@ -1,4 +1,4 @@
-"""Repositories of the Hub: named, prepared and read, and their refusals."""
+"""Repositories of the Hub: how they are named, prepared and read, and how the Hub's refusals are reported."""
 
 import threading
 import time
@@ -109,7 +109,7 @@ def test_a_pause_is_as_long_as_the_hub_requests(hub: Hub, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[float]]:
-    """Provide a clock that advances only in `sleep`, and a process that the Hub has not answered yet."""
+    """Make the clock advance only in `sleep`, and make this process forget that the Hub has ever answered."""
     now = [0.0]
     monkeypatch.setattr(hub_module, "ANSWERED", threading.Event())
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -1,4 +1,4 @@
-"""Inputs of documents: one rule for what is data on a disk, behind URLs and on the Hub."""
+"""Inputs of documents: the same rule decides which files are data on a disk, behind URLs and on the Hub."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ TABLE = b"PAR1" * 9
 
 
 class Store:
-    """A location of files, on a disk or in a store."""
+    """A place for files under one URL: a folder on a disk, a folder in memory, or a repository of the Hub."""
 
     def __init__(self, url: str, hub: Hub | None = None) -> None:
         self.url, self.hub = url, hub
@@ -38,7 +38,7 @@ class Store:
             filesystem.pipe_file(path, content)
 
     def find(self, *named: str, split: str | None = None) -> tuple[list[str], list[str]]:
-        """Find files and notes; return both with paths relative to the store."""
+        """Return the found files, and the notes about files left out, both with paths relative to the store."""
         inputs = pinned([f"{self.url}{name}" for name in named])
         found = find_documents(inputs, split)
         root = inputs[0].removesuffix(named[0]).removeprefix("file://")

@@ -1,4 +1,7 @@
-"""Objects of a JSON file: the same in any layout of lines or an array, while anything else is refused by line."""
+"""Objects of a JSON file.
+
+They are the same in any layout of lines or of an array. Any other content is refused with the number of its line.
+"""
 
 import io
 import json
@@ -31,7 +34,7 @@ def rows_of(content: bytes, start: int = 0, stop: int | None = None) -> list[dic
 
 
 def one_by_one(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Parse each object by itself: the simple implementation."""
+    """Parse each object by itself. This is the simple implementation with which the fast one is compared."""
     return [parsed(json.dumps(row).encode()) for row in rows]
 
 
@@ -82,7 +85,7 @@ def test_any_layout_of_lines_gives_each_object(
 def test_damaged_content_is_refused_or_read_as_python_reads_it(
     rows: list[dict[str, Any]], array: bool, data: st.DataObject
 ) -> None:
-    """Objects read from a changed file must be those that Python's parser reads from the whole file or its lines."""
+    """If a changed file is read, its objects must be those that Python's parser reads from the file or its lines."""
     content = bytearray(
         ("[\n%s\n]" if array else "%s\n").encode()
         % (b",\n" if array else b"\n").join(json.dumps(row, ensure_ascii=True).encode() for row in rows)

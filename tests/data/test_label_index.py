@@ -1,4 +1,4 @@
-"""The index of a sidecar and its stored labels, held against a search through all documents."""
+"""The index of a sidecar and its stored labels, compared with a search through all documents."""
 
 from collections.abc import Sequence
 from pathlib import Path

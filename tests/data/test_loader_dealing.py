@@ -1,4 +1,4 @@
-"""Row groups dealt to ranks: every row to one of them, in equal parts."""
+"""Row groups are dealt to ranks: every row goes to one rank, and parts differ in size by at most one row."""
 
 from itertools import chain
 

@@ -130,7 +130,7 @@ def test_an_unfinished_reader_does_not_keep_its_process_alive(dataset: Annotated
 
 
 class Windows(IterableDataset[PackedWindow]):
-    """A dataset as a user of torch's DataLoader would write it."""
+    """An iterable dataset as a user of torch's DataLoader would write it, with one rank for each worker."""
 
     def __init__(self, dataset: AnnotatedDataset, packing: Packing) -> None:
         self.dataset, self.packing = dataset, packing

@@ -113,7 +113,10 @@ def test_best_fit_cuts_only_whole_windows_off_longer_documents(lengths: list[int
 
 
 def slow_best_fit(sizes: list[int], room: int) -> list[list[int]]:
-    """Search all windows for each piece. If several windows have equal room, take the window that was opened first."""
+    """Return the pieces of each window of a best-fit packing, found by a search of all windows for each piece.
+
+    If several windows have equal room, the piece goes to the window that was opened first.
+    """
     windows: list[list[int]] = []
     for piece in sorted(range(len(sizes)), key=lambda piece: (-sizes[piece], piece)):
         left = [room - sum(sizes[other] for other in window) for window in windows]

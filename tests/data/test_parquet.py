@@ -1,4 +1,4 @@
-"""Rows of Parquet: any range in bounded memory, with valid text, and damage is noticed."""
+"""Rows of Parquet files: any range is read in bounded memory and as valid text, and damage is noticed."""
 
 import subprocess
 import sys
@@ -33,7 +33,7 @@ def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
 
 
 def truncated_parquet(file: Path) -> None:
-    """Write a file with a complete footer, but incomplete rows before it."""
+    """Write a file with a complete footer, but with zeros in place of some bytes of its rows."""
     pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
     content = file.read_bytes()
     file.write_bytes(content[:40] + bytes(200) + content[240:])
@@ -72,7 +72,7 @@ def test_any_rows_equal_those_of_the_whole_table(
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
 def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
-    """A long row is among short ones, and a long value is stored once but repeated."""
+    """One text is long among short ones. Another one is repeated in many rows, but a dictionary stores it only once."""
     texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
     parts = read(found(tmp_path / "a.parquet"))
@@ -110,7 +110,7 @@ def test_views_are_read_as_plain_types(tmp_path: Path) -> None:
 
 
 def test_batches_of_views_are_as_large_as_others(tmp_path: Path) -> None:
-    """`nbytes` of a slice of views counts the bytes of the whole."""
+    """`nbytes` of a slice of views counts the whole array's bytes, so batches measured by it would be too small."""
     table = pa.table({"text": pa.array([f"{row} " * 30_000 for row in range(100)])})
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(table.cast(pa.schema([("text", pa.string_view())])), tmp_path / "views.parquet")
@@ -146,7 +146,7 @@ def test_a_column_that_one_file_lacks_is_damage_and_names_the_file(tmp_path: Pat
 
 @pytest.mark.parametrize("checksums", [True, False])
 def test_pages_with_checksums_are_verified(tmp_path: Path, checksums: bool) -> None:
-    """In a plain page without compression, any change results in another text."""
+    """In a plain page without compression, a changed byte makes another text that only a checksum reveals."""
     path, plain = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
     pq.write_table(pa.table({"text": ["a plain text"]}), path, write_page_checksum=checksums, **plain)
     assert texts_of(read(found(path))) == ["a plain text"]

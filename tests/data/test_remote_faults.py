@@ -1,4 +1,4 @@
-"""Stores that fail: one kind of error, which names the file; an intact file is never called damaged."""
+"""Stores that fail: there is one kind of error, which names the file and never calls an intact file damaged."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ CONTENT = {"/a.parquet": parquet(), "/b.jsonl": LINES, "/c.jsonl.gz": gzip.compr
 
 @dataclass
 class Store:
-    """A server of CONTENT, and its faults."""
+    """The address of a server of CONTENT, its faults, and the function that stops it."""
 
     address: str
     faults: Faults

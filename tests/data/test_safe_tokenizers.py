@@ -14,7 +14,10 @@ LETTERS = "▁ abcdefiklnostuwx<>/|[]CLSE0123456789AF"
 
 
 def unigram(*, byte_fallback: bool) -> Tokenizer:
-    """Make a tokenizer as converted from SentencePiece: NFKC, Metaspace, control and byte tokens among the pieces."""
+    """Make a Unigram tokenizer like those that are converted from SentencePiece.
+
+    It has NFKC, Metaspace and control tokens among the pieces, and byte tokens too if `byte_fallback` is set.
+    """
     pieces = [(token, 0.0) for token in (*CONTROL, *(BYTE_TOKENS if byte_fallback else ()))]
     pieces += [(letter, -4.0 - place / 9) for place, letter in enumerate(LETTERS)]
     pieces += [("▁was", -3.0), ("old", -3.5), ("li", -3.0), ("ne", -3.2)]

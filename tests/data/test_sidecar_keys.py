@@ -1,4 +1,4 @@
-"""Keys of documents: digests that databases find too, and the file and row of a document."""
+"""Keys of documents: digests that a database can compute too, and the file and row of each document."""
 
 import hashlib
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Sidecars with their documents where they are: read as the annotated dataset that has both."""
+"""A sidecar and its documents, which stay where they are, are read as an annotated dataset that has both."""
 
 from dataclasses import replace
 from pathlib import Path

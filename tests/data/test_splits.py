@@ -249,7 +249,7 @@ def test_files_that_are_not_data_are_left_out_and_reported(tmp_path: Path, besid
 
 
 def test_the_format_with_the_most_bytes_is_read(tmp_path: Path) -> None:
-    """Many pipelines write more files of statistics than tables."""
+    """Many pipelines write more files of statistics than of data, so the number of files must not decide the format."""
     logs = {f"logs/{task}.json": b"{}" for task in range(9)}
     lines = folder_of(tmp_path / "lines", {"a.jsonl": b"{}" * 50, "b.json": b"{}", "index.parquet": b"PAR1"})
     table = folder_of(tmp_path / "table", {"a.parquet": b"PAR1" * 50, **logs})

@@ -1,4 +1,4 @@
-"""Content of files: UTF-8 or refused at the first wrong byte; complete with any compression, or refused."""
+"""Content of files is refused at the first byte that is not UTF-8, and if its compressed data is incomplete."""
 
 import bz2
 import codecs
@@ -118,7 +118,7 @@ def test_uncompressed_bytes_are_refused_before_and_after_a_member(compression: s
 
 @pytest.mark.parametrize("compression", ["bzip2", "xz", "gzip"])
 def test_damage_in_a_later_member_is_not_taken_for_the_end(compression: str) -> None:
-    """bz2.open and lzma.open return only the first member, without an error."""
+    """If a later member is damaged, bz2.open and lzma.open return only the first member, without an error."""
     second = bytearray(WRITE[compression](b"two"))
     second[1] ^= 255
     with pytest.raises(OSError, match="damaged"):

@@ -157,7 +157,7 @@ def test_dropout_of_merges_is_turned_off_and_reported_once(
 
 
 def test_unigram_never_samples(tmp_path: Path) -> None:
-    """The settings for sampling are not part of the file."""
+    """Unigram can sample, but tokenizer.json has no settings for it. Such settings in the file are ignored."""
     pieces = [["<unk>", 0.0], ["a", -1.0], ["aa", -1.1], ["aaa", -1.2]]
     model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False, "alpha": 0.1, "nbest_size": 9}
     made = {"version": "1.0", "added_tokens": [], "model": model}

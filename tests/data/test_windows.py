@@ -1,4 +1,4 @@
-"""Covers of documents with windows, and the selection of tokens to label."""
+"""Windows that cover a document, and the selection of the tokens to label."""
 
 import numpy as np
 import pytest

@@ -1,8 +1,8 @@
-"""What a GPU does with this project, measured in minutes: `python -m tests.device --minutes 8`.
+"""Measurements of this project on a GPU, which take minutes: `python -m tests.device --minutes 8`.
 
-Labels are held against float32, label methods against the card's matrix rate, the published procedure and other
-people's way, training against bare steps, and a worker's host path against what the device takes. Weights are random
-and of real shapes, lengths those of FineWeb documents. Nothing here needs Ray, datasets or a file: torch, transformers,
-accelerate, tokenizers, pyarrow and huggingface-hub will do, and for the checkpoints cyclopts. `test_device.py` alone is
-collected as a test.
+Labels in bfloat16 are compared with labels in float32. The speed of a label method is compared with the device's
+matrix rate, with the published procedure and with that of other libraries. Training is compared with bare steps, and
+a worker's host path with the speed of the device. Models have random weights and real sizes, and documents are as long
+as those of FineWeb. The measurements need torch, transformers, accelerate, tokenizers, pyarrow and huggingface-hub, and
+for the checkpoints cyclopts, but neither Ray nor datasets nor any file. Only `test_device.py` is collected as a test.
 """

@@ -1,11 +1,11 @@
-"""`python -m tests.device --minutes 8`: everything that a GPU is to be asked, in order of worth, a JSON line each.
+"""`python -m tests.device --minutes 8`: all measurements on a GPU, the most useful first, with a JSON line for each.
 
-    python -m tests.device --minutes 8 --output device.jsonl           # the GPU that is here, real sizes
-    python -m tests.device --minutes 0.5 --tiny --device cpu           # the script itself, anywhere
-    python -m tests.device.tables device.jsonl                         # the lines as tables
+    python -m tests.device --minutes 8 --output device.jsonl           # this machine's GPU, real sizes
+    python -m tests.device --minutes 0.5 --tiny --device cpu           # a test of the script on any machine
+    python -m tests.device.tables device.jsonl                         # print the lines as tables
 
-Without --output the lines go to `device.jsonl` in the folder that the environment variable OUT names, or else here.
-Exit code 1: something failed that is not for want of memory or time.
+Without --output, the lines go to `device.jsonl` in the folder that the environment variable OUT names, or else in the
+working directory. Exit code 1: a measurement failed for another reason than too little memory or time.
 """
 
 import argparse
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
 
 
 def machine(device: Device) -> Figures:
-    """What ran here."""
+    """Return the names and versions of the hardware and the libraries that run the measurements."""
     card = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     found: Figures = {"torch": torch.__version__, "transformers": transformers.__version__, "card": card}
     if device == "cuda":

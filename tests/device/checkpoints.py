@@ -1,6 +1,6 @@
-"""Checkpoints: the shipped sizes, trained on a file of text in the minutes that are left.
+"""Section `checkpoints`: models of the shipped sizes are trained on a file of text in the remaining minutes.
 
-The jobs need cyclopts. A checkpoint lies next to the lines, in files of at most 8 MB each.
+The training jobs need cyclopts. A checkpoint is written next to the file of lines, in files of at most 8 MB each.
 """
 
 import subprocess
@@ -15,7 +15,7 @@ from tests.device.log import Figures, Log
 
 LEAST_SECONDS = 60.0
 MEASURED_STEPS = 50
-SPENT = 0.8  # of the time that is left: the end evaluates and saves
+SPENT = 0.8  # share of the remaining time for the steps, because the job then evaluates and saves
 
 RECIPES: dict[str, tuple[str, ...]] = {
     "estimator": (
@@ -48,7 +48,7 @@ def section(log: Log, text: str | None, folder: Path, *, tiny: bool) -> None:
 
 
 def _trained(log: Log, command: tuple[str, ...], output: Path, measured: int) -> Figures:
-    """Trains for as many steps as the time allows, after a short training that tells how long a step takes."""
+    """Train for as many steps as the time allows. Two short trainings first measure the time of a step."""
     start, more = (_train(command, output.with_name(f"{output.name}-{steps}"), steps) for steps in (1, measured + 1))
     step = max(1e-3, (more - start) / measured)
     steps = max(1, int((SPENT * log.seconds_left - start) / step))

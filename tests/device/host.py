@@ -1,4 +1,4 @@
-"""Host: what a worker does except labelling, and how many cores feed the device."""
+"""Section `host`: speed of all that a worker does except labelling, and the number of cores that feed the device."""
 
 import os
 from functools import partial
@@ -16,7 +16,7 @@ def section(log: Log, sizes: Sizes, _: Device) -> None:
 
 
 def _host(log: Log, sizes: Sizes) -> Figures:
-    """Tokens a second of a core with labels that cost nothing, and the cores that each labelling model wants."""
+    """Return one core's tokens per second with labels that cost nothing, and the cores that keep each model busy."""
     with TemporaryDirectory() as folder:
         path = measured(Path(folder), sizes.host_documents)
     found: Figures = {"text": path.text, "tokens/s a core": path.tokens_per_second}

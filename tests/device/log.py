@@ -1,4 +1,4 @@
-"""The lines of a run: one for each measurement, in the file as soon as it ends, so that a time-out loses nothing."""
+"""The lines of a run, one per measurement. Each is written at the end of its measurement, so a time-out loses none."""
 
 import json
 import os
@@ -14,7 +14,7 @@ Figures = dict[str, float | str]
 
 @dataclass(frozen=True)
 class Line:
-    """A measurement, or the reason why there is none."""
+    """A measurement with its figures, or with the reason why it has none."""
 
     section: str
     what: str
@@ -24,7 +24,7 @@ class Line:
 
 
 class Log:
-    """Appends lines to a file until the time is over."""
+    """File to which measurements append lines until the time is over."""
 
     def __init__(self, file: Path, minutes: float) -> None:
         self.file, self.deadline = file, time.monotonic() + 60 * minutes
@@ -36,9 +36,10 @@ class Log:
         return self.deadline - time.monotonic()
 
     def measure(self, section: str, what: str, figures: Callable[[], Figures], *, needs: float = 0.0) -> Figures:
-        """Takes a measurement that needs so many seconds and writes its line; nothing if there is only a reason.
+        """Take a measurement if at least `needs` seconds are left. Write a line, and return the figures.
 
-        What does not fit the memory is a reason. An error is one too, and makes the run a failed one.
+        A measurement without figures has a reason in its line: too little time, too little memory, or an error. Only an
+        error makes the run a failed one.
         """
         started, found, reason = time.monotonic(), Figures(), ""
         if self.seconds_left < needs or self.seconds_left <= 0:
@@ -56,7 +57,7 @@ class Log:
         return found
 
     def skip(self, section: str, what: str, reason: str) -> None:
-        """Says why a measurement is not taken."""
+        """Write a line with the reason why a measurement is not taken."""
         self.append(Line(section, what, reason=reason))
 
     def append(self, line: Line) -> None:
@@ -69,7 +70,7 @@ class Log:
 
 
 def read_lines(file: Path) -> list[Line]:
-    """The lines of a run; one that a kill cut short is left out."""
+    """Return the lines of a run, without a last line that a kill cut short."""
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     return [Line(**json.loads(line)) for line in lines if line.endswith("\n")]
 

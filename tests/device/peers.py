@@ -1,4 +1,4 @@
-"""Against peers: surprisals by our chunked head, and by all logits at once as lm-eval and minicons compute them.
+"""Section `peers`: surprisals by our chunked head, against all logits at once, as lm-eval and minicons compute them.
 
 B windows, T tokens, V vocabulary.
 """
@@ -25,7 +25,10 @@ def section(log: Log, sizes: Sizes, device: Device) -> None:
 
 
 def _compared(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """The same model and windows, in bfloat16; memory is the peak less what the model takes."""
+    """Return the speed and memory of both ways for the same model and windows, in bfloat16.
+
+    Memory is the peak minus what the model takes.
+    """
     model = language_model(sizes.shape_of_vocabulary(vocabulary), sizes.context, device, torch.bfloat16)
     torch.manual_seed(0)
     ids_BT = torch.randint(vocabulary, (sizes.peer_rows, sizes.context), device=device)
@@ -41,7 +44,7 @@ def _compared(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
 
 @torch.no_grad()
 def all_logits_at_once(model: LlamaForCausalLM, ids_BT: Tensor, start: int) -> Tensor:
-    """-ln p of every token [B, T] from `model(ids).logits`, in float32."""
+    """Return -ln p of every token, float32 [B, T], from `model(ids).logits`."""
     logits_BTV = model(prepend_start(ids_BT, start), use_cache=False).logits
     return -log_softmax(logits_BTV.float(), dim=-1).gather(2, ids_BT.unsqueeze(2)).squeeze(2)
 

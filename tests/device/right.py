@@ -1,6 +1,6 @@
-"""Right: what bfloat16 moves, the same bits twice and in any batch, memory that does not suffice, transfers.
+"""Section `right`: changes of labels by bfloat16, labels with the same bits, too little memory, and transfers.
 
-The shipped checkpoints label the built-in documents, and a language model of random weights random tokens.
+The shipped checkpoints label the built-in documents. A language model with random weights labels random tokens.
 """
 
 import time
@@ -72,7 +72,11 @@ def _difference(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figure
 
 
 def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures:
-    """Twice, and with --batch-invariant whatever is labelled before; shares of labels that are equal."""
+    """Return the shares of labels that have the same bits in two runs.
+
+    twice: both in the same batches. batch-invariant: both window by window, in opposite orders of the documents.
+    batched and alone: in batches, and window by window.
+    """
     labeller = load("bfloat16")
     label = partial(label_documents, labeller=labeller, window=window, overlap=window // 2)
     once, again = (np.concatenate(label(chosen)[ENTROPY]) for _ in range(2))
@@ -86,7 +90,7 @@ def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures
 
 
 def _transfers(sizes: Sizes, device: Device) -> Figures:
-    """Time to send windows and to fetch labels that cost nothing, of all that is labelled at a time."""
+    """Return the time to send all windows that a worker labels at a time, and to fetch labels that cost nothing."""
     labeller = TorchLabeller({ENTROPY: ()}, lambda ids, *_: {ENTROPY: ids.float()}, device, 2**15, 2**15)
     sent = batches(documents(sizes, 256), sizes.context, 2**15)
     seconds = []
@@ -101,7 +105,11 @@ def _transfers(sizes: Sizes, device: Device) -> Figures:
 
 
 def _out_of_memory(sizes: Sizes, device: Device) -> Figures:
-    """With almost all memory taken by others a batch is labelled in parts, or refused; then whole again."""
+    """Label while other tensors take almost all memory, and again when the memory is free.
+
+    Return, for each amount of free memory, how many batches were labelled in parts and how far labels moved, or the
+    error. The last figure says whether the labels have the same bits once the memory is free again.
+    """
     labeller = _causal(sizes, device, "bfloat16")
     sent = batches(documents(sizes, 256)[:32], sizes.context, labeller.batch_tokens)
     whole, none = labeller.label(sent)

@@ -1,4 +1,4 @@
-"""Sizes of models and of what they read, real and tiny, and models of random weights."""
+"""Real and tiny sizes of models and documents, and models with random weights."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +12,7 @@ from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderModel
 from tests.tiny_models import ModelT, frozen
 
-# Quantiles, 33 of them, of the tokens of SmolLM2 in 4,000 documents of FineWeb with 2,557 to 23,080 characters.
+# 33 quantiles of the number of SmolLM2's tokens in a document: 4,000 FineWeb documents of 2,557 to 23,080 characters.
 FINEWEB_LENGTHS = (
     *(576, 671, 714, 747, 786, 816, 856, 896, 942, 990, 1030, 1072, 1109, 1157, 1207, 1255, 1312, 1367, 1425, 1500),
     *(1566, 1656, 1747, 1854, 1969, 2094, 2262, 2482, 2706, 2975, 3263, 3707, 8452),
@@ -21,14 +21,14 @@ FINEWEB_LENGTHS = (
 
 @dataclass(frozen=True)
 class Shape:
-    """A language model of Llama blocks."""
+    """Shape of a language model of Llama blocks."""
 
     name: str
     width: int
     layers: int
     heads: int
     groups: int
-    """Heads of keys and values."""
+    """Number of heads of keys and values."""
     inner: int
     """Width within the feed-forward blocks."""
     vocabulary: int = 49152
@@ -50,7 +50,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a run measures."""
+    """Sizes of the models, the documents and the measurements of a run."""
 
     models: tuple[Shape, ...] = (
         Shape("SmolLM2-135M", 576, 30, 9, 3, 1536),
@@ -59,9 +59,9 @@ class Sizes:
     )
     context: int = 2047
     documents: int = 330
-    """Some 500,000 tokens, as many as a worker labels at a time."""
+    """Number of documents: some 500,000 tokens, as many as a worker labels at a time."""
     shorter: int = 1
-    """Times that documents are shorter than those of FineWeb."""
+    """Factor by which documents are shorter than those of FineWeb."""
     vocabularies: tuple[int, ...] = (49152, 131072)
     estimator_context: int = 1024
     encoder_width: int = 256
@@ -79,7 +79,7 @@ class Sizes:
     repeats: int = 5
 
     def shape_of_vocabulary(self, vocabulary: int) -> Shape:
-        """The smallest model with another vocabulary."""
+        """Return the shape of the smallest model with another vocabulary."""
         return replace(self.models[0], vocabulary=vocabulary)
 
 
@@ -107,7 +107,7 @@ TINY = Sizes(
 
 
 def language_model(shape: Shape, context: int, device: str, dtype: torch.dtype) -> LlamaForCausalLM:
-    """A causal language model whose weights are drawn on the device."""
+    """Return a causal language model whose weights are drawn on the device."""
     torch.manual_seed(0)
     with torch.device(device):
         model = LlamaForCausalLM(shape.config(context))
@@ -115,14 +115,14 @@ def language_model(shape: Shape, context: int, device: str, dtype: torch.dtype) 
 
 
 def second_order_model(shape: Shape, context: int, device: str, dtype: torch.dtype) -> SecondOrderModel:
-    """A second-order model in the residual form, which begins as a language model of that shape."""
+    """Return a second-order model in the residual form, which starts from a language model of this shape."""
     with torch.device(device):  # a CPU takes a minute to draw the weights of the largest
         model = SecondOrderModel.from_language_model(language_model(shape, context, device, dtype), form="residual")
     return in_precision(frozen(model), device, dtype)
 
 
 def estimator(sizes: Sizes, device: str, dtype: torch.dtype, **variant: Any) -> EntropyEstimator:
-    """An entropy estimation model of the paper's size."""
+    """Return an entropy estimation model with random weights, by default of the paper's size."""
     torch.manual_seed(0)
     config = EstimatorConfig(
         vocab_size=sizes.estimator_vocabulary,
@@ -139,13 +139,13 @@ def estimator(sizes: Sizes, device: str, dtype: torch.dtype, **variant: Any) -> 
 
 
 def in_precision(model: ModelT, device: str, dtype: torch.dtype) -> ModelT:
-    """The model on the device, in that precision."""
+    """Move the model to the device and to this precision, and return it."""
     model.to(device, dtype)  # type: ignore[arg-type]
     return model
 
 
 def documents(sizes: Sizes, vocabulary: int) -> list[np.ndarray]:
-    """Random tokens in documents as long as those of FineWeb."""
+    """Return documents of random tokens, as long as those of FineWeb or shorter by the factor in `sizes`."""
     random = np.random.default_rng(0)
     places = random.random(sizes.documents) * (len(FINEWEB_LENGTHS) - 1)
     lengths = np.interp(places, np.arange(len(FINEWEB_LENGTHS)), FINEWEB_LENGTHS) // sizes.shorter
@@ -153,6 +153,6 @@ def documents(sizes: Sizes, vocabulary: int) -> list[np.ndarray]:
 
 
 def batches(read: list[np.ndarray], window: int, budget: int) -> list[WindowBatch]:
-    """All windows of the documents, overlapping by half, in batches of so many tokens."""
+    """Return all windows of the documents, overlapping by half, in batches of `budget` tokens."""
     everywhere = [np.ones(len(ids), dtype=bool) for ids in read]
     return window_batches(read, everywhere, window=window, overlap=window // 2, budget=budget)

@@ -1,4 +1,6 @@
-"""Fast: tokens a second and the share of the device's matrix rate; the head's chunks; exact labels; launches.
+"""Sections `fast` and `launches`: speed of labels, chunks of the head, exact labels, and the cost of launches.
+
+Speeds are in tokens per second and as a share of the device's matrix rate.
 
 B windows, T tokens, D width, V vocabulary, N tokens of all windows.
 """
@@ -36,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def section(log: Log, sizes: Sizes, device: Device) -> None:
-    """At most 500,000 tokens a measurement, which is what a worker labels at a time."""
+    """Measure section `fast`. A measurement has at most 500,000 tokens, as many as a worker labels at a time."""
     product = log.measure("fast", "matrix rate", partial(_matrix_rate, sizes, device))
     rate = float(product.get("FLOP/s", float("nan")))
     for shape in sizes.models:
@@ -53,7 +55,10 @@ def section(log: Log, sizes: Sizes, device: Device) -> None:
 
 
 def launches(log: Log, sizes: Sizes, device: Device) -> None:
-    """What the host's launches cost: forwards of one shape. Last, since a capture that fails may harm what follows."""
+    """Measure section `launches`: the cost of launching kernels from the host, in forward passes of one shape.
+
+    This section is the last, because a failed capture of a CUDA graph may harm later measurements.
+    """
     model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
     ways = {"eager": _eager, "CUDA graph": _graph, "compiled": _compiled}
     for name, way in ways.items():
@@ -67,7 +72,10 @@ def launches(log: Log, sizes: Sizes, device: Device) -> None:
 
 
 def best_seconds(function: Callable[[], object], device: Device, repeats: int) -> float:
-    """Least time of several, after one that is not counted; the device's work is waited for."""
+    """Return the seconds of the fastest of `repeats` calls, after one call that is not counted.
+
+    A call ends when the device has done its work.
+    """
     times = []
     for _ in range(repeats + 1):
         _wait(device)
@@ -116,7 +124,7 @@ def _counts(sent: Sequence[WindowBatch]) -> tuple[list[int], list[int]]:
 
 
 def _work(model: nn.Module, shape: Shape, sent: Sequence[WindowBatch]) -> float:
-    """FLOP of the linear layers, the head and causal attention over real tokens."""
+    """Return the FLOP of the linear layers, the head and causal attention over real tokens, without padding."""
     weights = sum(module.weight.numel() for module in model.modules() if isinstance(module, nn.Linear))
     if not any(isinstance(module, nn.Linear) and len(module.weight) == shape.vocabulary for module in model.modules()):
         weights += shape.vocabulary * shape.width  # a head that is the embeddings
@@ -125,7 +133,7 @@ def _work(model: nn.Module, shape: Shape, sent: Sequence[WindowBatch]) -> float:
 
 
 def _budgets(sizes: Sizes, device: Device) -> Figures:
-    """Tokens a second of the smallest model by the tokens of a forward."""
+    """Return the smallest model's tokens per second, by the number of tokens in a forward pass."""
     labeller, _ = _labeller("causal", sizes.models[0], sizes, device)
     read = documents(sizes, sizes.models[0].vocabulary)
     speeds: Figures = {}
@@ -138,7 +146,7 @@ def _budgets(sizes: Sizes, device: Device) -> Figures:
 
 
 def _chunks(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """Milliseconds of the head by the logits of a chunk, for the tokens of a forward of the smallest model."""
+    """Return the head's milliseconds for the smallest model's forward pass, by the number of logits in a chunk."""
     tokens, width = sizes.budgets[-2], sizes.models[0].width
     torch.manual_seed(0)
     hidden_ND = torch.randn(tokens, width, device=device, dtype=HALF)
@@ -165,7 +173,11 @@ def _variants(sizes: Sizes) -> dict[str, dict[str, Any]]:
 
 
 def _exact(sizes: Sizes, device: Device, variant: dict[str, Any]) -> Figures:
-    """Ours for whole windows; the published procedure, two passes a token, at a few positions."""
+    """Return the tokens per second of our exact labels for whole windows.
+
+    For the default variant, return how many times the published procedure's speed this is. The procedure takes two
+    passes per token, and is timed at a few positions.
+    """
     model = estimator(sizes, device, HALF, **variant)
     torch.manual_seed(0)
     shape = (sizes.exact_windows, sizes.estimator_context)
@@ -189,7 +201,7 @@ def _window(sizes: Sizes, device: Device) -> Tensor:
 
 @torch.no_grad()
 def _kernels(sizes: Sizes, device: Device) -> Figures:
-    """What took longest in a forward, and which of it is attention."""
+    """Return the shares of a forward pass that the five longest kernels and the longest kernel of attention take."""
     model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
     next_token_hidden(model, ids_BT)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiled:

@@ -1,4 +1,4 @@
-"""`python -m tests.device.tables device.jsonl`: the lines of a run as the tables of a page."""
+"""`python -m tests.device.tables device.jsonl`: print the lines of a run as tables in Markdown."""
 
 import sys
 from itertools import groupby
@@ -19,7 +19,7 @@ TITLES = {
 
 
 def tables(lines: list[Line]) -> str:
-    """Markdown: a table for each section, a row for each measurement, with its reason where there is no figure."""
+    """Return a table in Markdown for each section. A measurement is a row with its figures, or with the reason."""
     parts = []
     for section, found in groupby(lines, key=lambda line: line.section):
         rows = [f"| {line.what} | {figures_of(line)} | {line.seconds:.1f} |" for line in found]
@@ -28,7 +28,7 @@ def tables(lines: list[Line]) -> str:
 
 
 def figures_of(line: Line) -> str:
-    """The figures of a line, or its reason."""
+    """Return the figures of a line in words, or its reason."""
     told = line.reason or "; ".join(f"{name} {_number(value)}" for name, value in line.figures.items())
     return told.replace("|", "\\|")
 

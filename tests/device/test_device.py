@@ -1,4 +1,4 @@
-"""The script at tiny sizes on the CPU: a figure or a reason for everything, and lines that outlive it."""
+"""The script at tiny sizes on the CPU: every line has a figure or a reason, and outlives a process that is killed."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ COMMAND = [sys.executable, "-m", "tests.device", "--tiny", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
-    """Of a process of its own: accelerate keeps to the precision that it was first given."""
+    """Return the lines of a run in its own process, because accelerate keeps the first precision of a process."""
     file = tmp_path_factory.mktemp("device") / "device.jsonl"
     subprocess.run([*COMMAND, "--minutes", "8", "--output", str(file)], check=True, stdout=subprocess.DEVNULL)
     return read_lines(file)

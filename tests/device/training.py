@@ -1,4 +1,4 @@
-"""Training: the loop against bare steps, flood against cross-entropy, and ways to compute a language model's loss.
+"""Section `training`: the loop against bare steps, flood against cross-entropy, and ways to compute the loss.
 
 N tokens, D width, V vocabulary.
 """
@@ -71,7 +71,7 @@ def _loop(size: training.Size, device: Device) -> Figures:
 
 
 def _losses() -> dict[str, Loss | None]:
-    """Sums of losses; None for what is not there."""
+    """Return functions that compute a sum of losses, by name. None stands for a library that is not installed."""
     return {
         "all logits": lambda hidden, head, target: cross_entropy((hidden @ head.T).float(), target, reduction="sum"),
         "chunked": _chunked,
@@ -81,7 +81,7 @@ def _losses() -> dict[str, Loss | None]:
 
 
 def _chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
-    """Our loop over chunks."""
+    """Return the sum of the losses from this project's loop over chunks of logits."""
     losses_N: Tensor = chunked._ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
         hidden_ND, head_VD, None, target_N, None, hidden_ND.dtype, False
     )
@@ -97,7 +97,10 @@ def _kernel() -> Loss:
 
 
 def _loss(loss: Loss, sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """For the tokens of a training batch of the smallest model, in bfloat16."""
+    """Return the time of a loss forward and backward in bfloat16, and its memory on a GPU.
+
+    The tokens are those of a training batch of the smallest model.
+    """
     tokens, width = (1024 * WINDOWS, sizes.models[0].width) if sizes is not TINY else (64, 16)
     torch.manual_seed(0)
     hidden_ND = torch.randn(tokens, width, device=device, dtype=torch.bfloat16).requires_grad_()

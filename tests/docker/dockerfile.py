@@ -1,4 +1,4 @@
-"""docker/Dockerfile as its instructions: enough of a parser for this one file."""
+"""The instructions of docker/Dockerfile, read by a parser that understands no more than this one file needs."""
 
 import re
 from typing import NamedTuple
@@ -9,7 +9,7 @@ DOCKERFILE = ROOT / "docker" / "Dockerfile"
 
 
 class Instruction(NamedTuple):
-    """`RUN --mount=type=cache,target=/x command`: a keyword, its flags and the rest."""
+    """An instruction, such as `RUN --mount=type=cache,target=/x command`: its keyword, its flags and the rest."""
 
     keyword: str
     flags: tuple[str, ...]
@@ -17,7 +17,10 @@ class Instruction(NamedTuple):
 
 
 def instructions(keyword: str | None = None) -> list[Instruction]:
-    """Of one kind, or all, in order; lines that go on are one, comments are left out."""
+    """Return the instructions with this keyword in the order of the file, or all instructions if the keyword is None.
+
+    An instruction over several lines is joined to one line, and comments are left out.
+    """
     text = re.sub(r"^\s*#.*\n", "", DOCKERFILE.read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = [line for line in re.sub(r"\\\n\s*", "", text).splitlines() if line.strip()]
     found = [parsed(line) for line in lines]

@@ -1,4 +1,4 @@
-"""The cluster of docker/compose.yaml, held against Compose's published schema and Ray's own command line."""
+"""The cluster of docker/compose.yaml, checked by Compose's published schema and by Ray's own command line."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The image, as far as it can be checked where no Docker engine is: linted, and its steps done without one."""
+"""The image, checked without a Docker engine: the Dockerfile is linted, and its steps run outside a container."""
 
 import os
 import re
@@ -22,12 +22,12 @@ LET_IN = {
 
 
 def copied() -> list[str]:
-    """What the image takes from the project."""
+    """Return the project's files and folders that are copied into the image."""
     return [source for one in instructions("COPY") for source in one.rest.split()[:-1]]
 
 
 def bound() -> list[str]:
-    """What a step reads of the project and the image does not keep."""
+    """Return the project's files that a step of the build reads but the image does not keep."""
     flags = " ".join(flag for one in instructions("RUN") for flag in one.flags if "type=bind" in flag)
     return re.findall(r"source=([^,\s]+)", flags)
 
@@ -83,7 +83,7 @@ def test_torch_and_cuda_are_in_the_requirements_for_gpus_alone() -> None:
 
 
 def test_each_step_asks_one_index_and_packages_have_hashes() -> None:
-    """Of two indexes pip takes the higher version, whoever put it there."""
+    """If pip asks two indexes, it takes the higher version of a package, no matter who uploaded it."""
     step = install_step()
     assert "extra-index-url" not in step
     for command in re.findall(r"pip install [^;&]+", step):
@@ -122,7 +122,7 @@ def test_no_instruction_names_a_secret() -> None:
 
 @pytest.mark.skipif(not os.environ.get("CI"), reason="installs all that an image holds, for minutes; set CI=1 for it")
 def test_the_steps_make_a_place_where_the_first_command_works(tmp_path: Path) -> None:
-    """In a fresh virtual environment, with torch as the package index has it, and the files that are copied alone."""
+    """The steps run in a fresh virtual environment, with torch from the package index and only the copied files."""
     context, python = tmp_path / "context", tmp_path / "venv" / "bin"
     context.mkdir()
     for name in copied():

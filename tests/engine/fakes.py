@@ -31,10 +31,10 @@ KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
 @dataclass(frozen=True)
 class FakeLabeller:
-    """Labels that depend on the token, the tokens before it in its window, the batch's size and its row there."""
+    """Labeller whose labels depend on the token, the tokens before it in its window, the batch's size and the row."""
 
     seconds: float = 0.0
-    """Time that a batch takes."""
+    """Seconds that a batch takes."""
     columns: Mapping[str, Shape] = field(default_factory=lambda: {ENTROPY: ()})
     batch_tokens: int = 16384
     border: int | None = None
@@ -46,7 +46,7 @@ class FakeLabeller:
         for batch in batches:
             time.sleep(self.seconds)
             sums_BT = np.cumsum(batch.ids_BT, axis=1) % 1013 / 101 + batch.ids_BT / 7
-            sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # as a device's rounding may
+            sums_BT += np.arange(len(sums_BT))[:, None] + batch.ids_BT.size / 100  # like a device's rounding
             values.append({ENTROPY: sums_BT.astype(np.float32)})
             labelled(batch)
         return values, 0
@@ -54,7 +54,7 @@ class FakeLabeller:
 
 @dataclass(frozen=True)
 class FaultyLabeller(FakeLabeller):
-    """WindowLabeller with the labels of FakeLabeller and with faults that tokens trigger."""
+    """Labeller with the labels of FakeLabeller, and with faults that special tokens trigger."""
 
     marks: Path = Path()
 
@@ -90,7 +90,7 @@ def load_fake(run: Run, device: str = "cpu", seconds: float = 0.0) -> Annotator:
 
 
 def load_faulty(run: Run, device: str) -> Annotator:
-    """Return the annotator of `load_fake`, with faults."""
+    """Return an annotator like that of `load_fake`, but with the faults of FaultyLabeller."""
     return with_tokenizers(run, (FaultyLabeller(marks=run.subset.root.with_suffix(".marks")),))
 
 
@@ -152,7 +152,7 @@ def planned(folder: Path, faults: dict[int, int] | None = None, rows: int = 12) 
 
 
 def changed(run: Run, **settings: Any) -> Run:
-    """Return the run with other settings, and with the columns that it then writes."""
+    """Return the run with changed settings, and with the schema of its shards under these settings."""
     provenance = replace(run.provenance, **settings)
     return replace(run, provenance=provenance, schema=annotated_schema(run.source_schema, provenance))
 

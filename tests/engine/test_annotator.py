@@ -138,7 +138,7 @@ def test_counts_are_those_of_the_shard(tmp_path: Path) -> None:
 
 
 class Broken(Annotator):
-    """Labeller that fails with every batch."""
+    """Annotator that fails whenever it labels."""
 
     def label(self, chunk: Any, stages: Any, progress: Any) -> Any:
         raise RuntimeError("the device is gone")
@@ -171,7 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """At most seven chunks of a row group are held at once. These are 1,800 rows, and a busy machine may hold them."""
+    """A worker holds at most seven chunks of a row group, or 1,800 rows, at once. Both units here have more rows."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 120 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

@@ -1,4 +1,4 @@
-"""A run's private Ray: closed to other users of the machine, gone without a trace, started in any environment."""
+"""A run's private Ray: it is closed to other users, leaves no trace, and starts in any environment."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ for port in sys.argv[1:]:
 
 
 def ran(script: str, *words: str, user: int | None, **environment: str) -> list[str]:
-    """Run a script as another user of the machine, without this user's environment. Return the printed lines."""
+    """Run a script as another user (None: this user) without this user's environment. Return the printed lines."""
     plain = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "TMPDIR": "/tmp", **environment}
     become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     command = [*become, sys.executable, "-c", script, *words]
@@ -110,7 +110,7 @@ def test_the_token_is_in_no_command_line_and_no_file(ray_cluster: None) -> None:
 
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Return a folder for temporary files with a short path."""
+    """Return Ray's folder for temporary files. The limit on the length of its path is lifted."""
     monkeypatch.setattr(local_ray, "LONGEST", 4096)
     monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
     yield tmp_path
@@ -205,7 +205,7 @@ with ending_in_a_line(resumes=True), cluster("local"):
 @pytest.mark.parametrize("during", [pytest.param("processes", marks=pytest.mark.slow), "connect"])
 def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, during: str) -> None:
     """Ray's own handlers would end the process with exit code 15, or print a C++ stack trace."""
-    temporary = Path("/tmp", f"t{os.getpid()}")  # short
+    temporary = Path("/tmp", f"t{os.getpid()}")  # Ray needs a short path
     temporary.mkdir()
     environment = {**os.environ, "RAY_TMPDIR": str(temporary), "RAY_AUTH_MODE": "disabled", "HOME": str(tmp_path)}
     starts = subprocess.run(

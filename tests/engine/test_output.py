@@ -55,7 +55,7 @@ def changed_plan(change: Callable[[dict[str, Any]], object]) -> Callable[[str], 
 
 
 def renamed(schema: str, name: bytes) -> str:
-    """Return Arrow's serialized schema in base64 with a name that is not UTF-8."""
+    """Return Arrow's serialized schema in base64, with `name` changed to bytes that are not UTF-8."""
     serialized = b64decode(schema)
     assert name in serialized
     return b64encode(serialized.replace(name, name[:-1] + b"\xae")).decode()

@@ -20,11 +20,11 @@ from tests.engine.fakes import load_fake, planned_run, shards, token_rows
 
 
 class KilledError(BaseException):
-    """Raised instead of the end of the process."""
+    """Error that a test raises instead of ending the process."""
 
 
 def limited(folder: Path, output: str, limit: int) -> tuple[Run, list[Unit]]:
-    """Plan a run over the first of thirteen rows, in units of three."""
+    """Plan a run over the first `limit` of thirteen rows, in units of three rows."""
     file = folder / "in.parquet"
     if not file.exists():
         write_documents(file, ["text"] * 13, input_ids=token_rows(13))
@@ -63,7 +63,7 @@ def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, 
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """End the process before a given step, counting the steps that change a file."""
+    """Make change number `call` of a file raise KilledError. Changes are counted from 0."""
     steps = iter(range(1000))
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +84,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 def test_a_growth_killed_at_any_step_resumes_and_shows_no_row_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int
 ) -> None:
-    """It resumes with the larger limit. While the plan is still the old plan, it also resumes with the old limit."""
+    """The run resumes with the larger limit. If the plan is still the old one, it resumes with the old limit too."""
     wanted = {limit: shards(carry_out(tmp_path, f"plain-{limit}", limit).subset.root) for limit in (5, 8)}
     kills = 0
     for call in range(60):

@@ -24,7 +24,7 @@ def text_file(file: Path, texts: list[str], **columns: list[int]) -> Path:
 
 
 def source_of(groups: list[list[int]]) -> Source:
-    """Return a source with a file for each list of row groups' rows."""
+    """Return a source with one file per list. A list has the number of rows of each row group in the file."""
     schema = pa.schema([("text", pa.string())])
     files = tuple(File(f"{index}.parquet", 1, "1") for index in range(len(groups)))
     infos = tuple(FileInfo(sum(rows), tuple(rows), schema, "digest") for rows in groups)

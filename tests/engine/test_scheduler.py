@@ -197,7 +197,7 @@ def load_and_die(run: Run, device: str) -> Annotator:
 
 
 def load_on_a_broken_device(run: Run, device: str) -> Annotator:
-    """Load an annotator. The device of the first worker is broken."""
+    """Load an annotator, or fail in the first worker, as if its device were broken."""
     try:
         run.subset.root.with_suffix(".broken").touch(exist_ok=False)
     except FileExistsError:

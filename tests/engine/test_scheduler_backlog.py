@@ -14,7 +14,7 @@ ALIVE: set[str | None] = {"node", "other"}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return the time, which a test sets."""
+    """Return a list with the present time in seconds, which a test changes."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now

@@ -1,4 +1,4 @@
-"""Progress of units that are not committed: a part is counted once, a lost part is not, and stopped units end."""
+"""Progress of uncommitted units: a labelled part is counted once, a lost part is not counted, and stopped units end."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,10 +45,10 @@ def test_a_stopped_unit_ends_after_its_batch() -> None:
 
 
 class Watched(ThisProcessPool):
-    """Pool in which a test sets the labelled parts of the workers."""
+    """Pool of workers whose labelled parts are set by a test."""
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]  # as they are
+        super().__init__(*arguments)  # type: ignore[arg-type]  # passed on unchanged
         self.parts: dict[WorkerHandle, dict[Unit, Amount]] = {}
 
     def progress(self, worker: WorkerHandle) -> dict[Unit, Amount]:

@@ -1,4 +1,4 @@
-"""Errors and tables of labels against the truth."""
+"""Errors of labels compared with the truth, and tables of these errors."""
 
 from dataclasses import replace
 

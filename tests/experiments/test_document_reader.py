@@ -1,4 +1,4 @@
-"""Losses of documents in overlapping windows against a loop over tokens, and labels that move as in training."""
+"""Losses of documents in overlapping windows equal those of a loop over tokens, and labels move as in training."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ def small_tokenizer(tmp_path: Path) -> Path:
 
 
 def write_labels(folder: Path, texts: list[str], tokenizer: Path, *more: list[int]) -> Path:
-    """Write documents of these texts, and others of the ids in `more`, with random labels of most tokens."""
+    """Write a dataset of these texts and of the lists of token ids in `more`, with random labels for most tokens."""
     random = np.random.default_rng(0)
     tokens = [*(ids.tolist() for ids in encode(load_tokenizer(tokenizer), texts)), *more]
     nats = [np.where(random.random(len(ids)) < 0.1, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
@@ -56,7 +56,10 @@ def saved(folder: Path, vocabulary: int, tokenizer: Path | None, context: int = 
 
 
 def slow_losses(model: PreTrainedModel, ids: list[int], window: int) -> list[float]:
-    """Read each token alone, after the start token and the tokens before it in the first window that contains it."""
+    """Return the loss of each token in nats, computed token by token.
+
+    Before each token, the model reads the start token and the preceding tokens of the first window with this token.
+    """
     losses: list[float] = []
     for at, token in enumerate(ids):
         start = next(first for first in range(0, at + 1, window - window // 2) if first + window > at)
@@ -102,7 +105,7 @@ def test_a_model_without_a_context_reads_whole_documents(tmp_path: Path) -> None
 
 
 def test_labels_move_as_in_training(tmp_path: Path, small_tokenizer: Path) -> None:
-    """A document is of single letters, which the tokenizer would join, so its labels cannot move."""
+    """One document consists of single letters, which the tokenizer would join, so the document's labels cannot move."""
     letters = np.concatenate(encode(load_tokenizer(SHIPPED_TOKENIZER), ["t", "h", "e"])).tolist()
     dataset = find_annotations(str(write_labels(tmp_path / "labels", sample_texts(5, 300), SHIPPED_TOKENIZER, letters)))
     checkpoint = saved(tmp_path / "model", 300, small_tokenizer)

@@ -31,7 +31,7 @@ TINY = ContestSettings(
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=3, max_size=30))
 def test_a_rank_correlation_is_the_correlation_of_mean_ranks(pairs: list[tuple[int, int]]) -> None:
     x, y = (np.array(side, float) for side in zip(*pairs, strict=True))
-    # A value's rank is the number of smaller values, and half of the others that are equal.
+    # A value's rank is the number of smaller values, plus half the number of other values that are equal to it.
     ranks = [(side[:, None] > side).sum(1) + ((side[:, None] == side).sum(1) - 1) / 2 for side in (x, y)]
     found = rank_correlation(torch.from_numpy(x), torch.from_numpy(y))
     if min(np.ptp(x), np.ptp(y)) == 0:

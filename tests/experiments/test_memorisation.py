@@ -1,4 +1,4 @@
-"""Memorised nats of planted documents, sums against a loop over tokens, and the interval against a bootstrap."""
+"""Memorised nats of planted documents, their sums as in a loop over tokens, and their interval as by a bootstrap."""
 
 import math
 from functools import partial
@@ -69,7 +69,7 @@ def generator(seed: int) -> np.random.Generator:
 
 
 def test_repeated_documents_come_first(tmp_path: Path) -> None:
-    """Three of 403 documents occur 24 times; the labels are the source's own surprisals."""
+    """Three of 403 documents occur 24 times each, the others once. The labels are the source's own surprisals."""
     source = MarkovChain(np.random.default_rng(0).dirichlet(np.ones(SYMBOLS), SYMBOLS) + 1e-3)
     copies = np.where(np.isin(np.arange(403), planted := [7, 90, 160]), 24, 1)
     seen = Drawn(*(np.repeat(values_MT, copies, axis=0) for values_MT in draw(source, 403, TOKENS, generator(1))))
@@ -89,7 +89,11 @@ def test_repeated_documents_come_first(tmp_path: Path) -> None:
 
 
 def test_unseen_text_is_not_memorised_by_a_model_that_is_the_source(tmp_path: Path) -> None:
-    """With the true surprisals as labels nothing is memorised; with entropies, as much as in other unseen text."""
+    """The labels are either the true surprisals or the true entropies.
+
+    Measured by surprisals, nothing must be memorised. Measured by entropies, the documents must have as many memorised
+    nats per token as other unseen text.
+    """
     table = rows_of_different_entropy(SYMBOLS, SYMBOLS, generator(0))
     reader = saved(chain_language_model(table, context=TOKENS), tmp_path / "model")
     one, other = (draw(MarkovChain(table), 300, TOKENS, generator(seed)) for seed in (1, 2))
@@ -107,7 +111,7 @@ def test_unseen_text_is_not_memorised_by_a_model_that_is_the_source(tmp_path: Pa
 
 
 def test_random_tokens_are_memorised_whole(tmp_path: Path) -> None:
-    """N uniformly random tokens have N ln V nats, of which the model's loss is not memorised."""
+    """N uniformly random tokens have N ln V nats. The model has memorised all of these nats except its own loss."""
     tokens_MT = generator(0).integers(SYMBOLS, size=(8, TOKENS))
     truth_MT = np.full(tokens_MT.shape, math.log(SYMBOLS))
     reader = trained(tokens_MT, 100, tmp_path / "model")

@@ -69,7 +69,7 @@ def test_early_tokens_of_a_topic_mixture_predict_later_ones() -> None:
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_drawn_tokens_have_the_stated_probabilities(name: str) -> None:
-    """The mean of surprisal - entropy must be 0 within its standard error."""
+    """The mean of surprisal - entropy must be 0 within four standard errors."""
     source = SOURCES[name](np.random.default_rng(0))
     drawn = draw(source, 2000, 64, np.random.default_rng(1))
     assert np.isfinite(drawn.surprisal_MT).all() and drawn.tokens_MT.max() < source.vocabulary

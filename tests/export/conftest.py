@@ -1,4 +1,4 @@
-"""A dataset of a million tokens to export, and what its exports must hold."""
+"""A dataset of a million tokens to export, and the ids and labels that its exports must hold."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,21 +18,21 @@ SEPARATOR = 0
 
 @dataclass(frozen=True)
 class Documents:
-    """Ids of documents, and labels in units of 1/128 nat, with NO_LABEL for a token without one."""
+    """Token ids of documents, and their labels in units of 1/128 nat. NO_LABEL stands for a missing label."""
 
     ids: list[np.ndarray]
     units: list[np.ndarray]
 
     @cached_property
     def separated(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Ids and labels of the documents with tokens, with separators."""
+        """Ids and labels of each document that is not empty, with a separator at the end."""
         pairs = zip(self.ids, self.units, strict=True)
         return [(np.append(ids, SEPARATOR), np.append(units, np.int16(NO_LABEL))) for ids, units in pairs if len(ids)]
 
 
 @pytest.fixture(scope="session")
 def documents() -> Documents:
-    """A million tokens; some documents are empty, and some tokens have no label."""
+    """Return documents of a million tokens in all. Some documents are empty, and some tokens have no label."""
     random = np.random.default_rng(0)
     sizes = random.integers(0, 1000, size=2500) * (random.random(2500) > 0.1)
     ids = [random.integers(1, 8192, size=size) for size in sizes]
@@ -43,7 +43,7 @@ def documents() -> Documents:
 
 @pytest.fixture(scope="session")
 def dataset(documents: Documents, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documents in three shards."""
+    """Write the documents as an annotated dataset of three shards."""
     nats = [np.where(row == NO_LABEL, np.nan, row / 128).tolist() for row in documents.units]
     ids = [row.tolist() for row in documents.ids]
     folder = write_annotated(tmp_path_factory.mktemp("export") / "set", ids, nats, shards=3, vocabulary=8192)
@@ -53,7 +53,7 @@ def dataset(documents: Documents, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def expected(documents: Documents) -> tuple[np.ndarray, np.ndarray]:
-    """All ids and labels, joined, with separators."""
+    """Return the ids of all documents as one array, and their labels as another, with separators after documents."""
     ids, units = zip(*documents.separated, strict=True)
     assert sum(map(len, ids)) > 1_000_000
     return np.concatenate(ids), np.concatenate(units)
@@ -65,7 +65,7 @@ def exported(run_command: RunCommand, dataset: Path, output: Path, kind: str, *m
 
 
 def whole_windows(folder: Path, pattern: str, length: int) -> list[slice]:
-    """Return the windows of all files of 16-bit ids, as slices of the joined files."""
+    """Return the windows of `length` ids that fit into each file of 16-bit ids, as slices of the joined files."""
     sizes = [file.stat().st_size // 2 for file in sorted(folder.glob(pattern))]
     starts = np.cumsum([0, *sizes])[:-1].tolist()
     firsts = [

@@ -77,7 +77,11 @@ def test_megatron_reads_every_document_with_its_labels(
 
 
 def test_the_index_of_megatron_has_its_layout() -> None:
-    """By hand: header, version 1, code of uint16, 2 sequences, 3 borders, lengths, first bytes, borders."""
+    """The expected values are the layout, written by hand.
+
+    An index has a header, version 1, the code of uint16, the numbers of sequences (2) and of document borders (3), the
+    lengths of the sequences, the positions of their first bytes, and the document borders.
+    """
     content = megatron_index(np.array([3, 2]), np.dtype("<u2"))
     assert content[:9] == b"MMIDIDX\x00\x00" and content[9:18] == b"\x01" + bytes(7) + b"\x08"
     assert np.frombuffer(content, "<u8", 2, 18).tolist() == [2, 3]

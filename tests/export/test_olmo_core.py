@@ -36,7 +36,7 @@ def test_the_dataset_has_tokens_labels_and_masks(
 
 
 def looped_loss(model: torch.nn.Module, windows: list[tuple[np.ndarray, np.ndarray]]) -> float:
-    """Return the mean loss of the tokens with at most 4 nats or without a label, one token after another."""
+    """Return the mean loss of the tokens whose label is at most 4 nats or missing, by a loop over tokens."""
     losses = []
     for ids, units in windows:
         with torch.no_grad():
@@ -65,7 +65,7 @@ def test_five_steps_train_on_unmasked_tokens_only(
     reported: list[float] = []
 
     class Losses(Callback):  # type: ignore[misc]
-        """Computes each step's loss before the step, and keeps what the trainer reports."""
+        """A callback that computes each step's loss before the step, and keeps the loss that the trainer reports."""
 
         def pre_step(self, batch: dict[str, Any]) -> None:
             windows = [places[number] for number in batch["index"].tolist()]

@@ -27,7 +27,7 @@ FIELDS = {"entropy": "<i2", "input_ids": "<u2", "loss_mask": "u1"}
 
 
 def mosaic_streaming() -> Any:
-    """Return MosaicML Streaming. It needs torchvision only for datasets of images."""
+    """Import MosaicML Streaming without torchvision, which it needs only for datasets of images."""
     sys.modules.setdefault("streaming.vision", ModuleType("streaming.vision"))
     return pytest.importorskip("streaming", reason="MosaicML Streaming is not installed")
 
@@ -45,7 +45,7 @@ def read_by_litdata(folder: Path) -> list[Sample]:
 
 
 def read_slowly(folder: Path) -> list[Sample]:
-    """Read the files of either format, byte by byte of their layout."""
+    """Return the samples of an export in either format, read slowly by the layout of the files."""
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     mds = "shards" in index
     if mds:
@@ -129,7 +129,7 @@ def test_a_sample_is_a_block_of_tokens(
 
 
 def batch_of(lengths: list[int]) -> TokenBatch:
-    """Documents of these lengths, with ids from 0, labels from 0 downward, and every third token to train on."""
+    """Return documents of these lengths, with ids 0, 1, ..., labels 0, -1, ..., and every third token trained on."""
     numbers_N = np.arange(sum(lengths))
     return TokenBatch(numbers_N, -numbers_N.astype(np.int16), numbers_N % 3 == 0, np.array(lengths), len(lengths))
 
@@ -173,7 +173,7 @@ def test_the_writer_of_the_library_writes_the_same_bytes(
 
 
 def _within(part: Any, whole: Any) -> bool:
-    """True if all that a JSON value has is in another too."""
+    """Return whether the JSON value `whole` has everything that `part` has."""
     if isinstance(part, dict):
         return all(name in whole and _within(value, whole[name]) for name, value in part.items())
     if isinstance(part, list):
@@ -182,7 +182,12 @@ def _within(part: Any, whole: Any) -> bool:
 
 
 def test_mds_has_its_layout(tmp_path: Path) -> None:
-    """By hand: samples, borders, header; sizes of the arrays; one dimension (4) of one byte (0), length, values."""
+    """The expected bytes are the layout, written by hand.
+
+    A file has the number of samples, their borders, a header, and the samples. A sample has the sizes of its arrays,
+    then the arrays. An array has one byte that says one dimension (4) with a length of one byte (0), then the length
+    and the values.
+    """
     (file,) = written(tmp_path, "mds", [2, 1]).glob("*.mds")
     content = file.read_bytes()
     first, second, end = struct.unpack_from("<3I", content, 4)
@@ -193,7 +198,11 @@ def test_mds_has_its_layout(tmp_path: Path) -> None:
 
 
 def test_litdata_has_its_layout(tmp_path: Path) -> None:
-    """By hand: samples and borders; sizes of the arrays, values."""
+    """The expected bytes are the layout, written by hand.
+
+    A file has the number of samples, their borders, and the samples. A sample has the sizes of its arrays, then their
+    values.
+    """
     (file,) = written(tmp_path, "litdata", [2, 1]).glob("*.bin")
     assert file.read_bytes() == (
         struct.pack("<4I", 2, 16, 38, 55)

@@ -1,10 +1,10 @@
-"""Files of strangers, made by chance: every reader takes each of them, or refuses it in one line, in bounded time.
+"""Random untrusted files: every reader accepts each file, or refuses it in one line, in bounded time.
 
-python -m tests.fuzz --count 10000               # of every kind; prints a line a kind, and fails where an input does
+python -m tests.fuzz --count 10000               # all kinds: prints a line for each kind, and fails if an input fails
 python -m tests.fuzz --count 500 --kinds zst xz --seed 7
 
-A kind is a strategy of inputs and what is done with one, in `KINDS`; `tests/fuzz/formats.py` has those of documents,
-`tests/fuzz/records.py` all others.
+A kind of input in `KINDS` has a strategy that draws inputs and a function that uses one. The kinds of documents are in
+`tests/fuzz/formats.py`, all other kinds in `tests/fuzz/records.py`.
 """
 
 from tests.fuzz.formats import FORMATS
@@ -12,4 +12,4 @@ from tests.fuzz.kind import Kind
 from tests.fuzz.records import RECORDS
 
 KINDS: tuple[Kind, ...] = (*FORMATS, *RECORDS)
-"""All of them."""
+"""All kinds of input."""

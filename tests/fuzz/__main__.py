@@ -1,4 +1,4 @@
-"""The command: so many inputs of every kind."""
+"""The command `python -m tests.fuzz`: run a given number of inputs, divided evenly among the kinds."""
 
 import argparse
 import logging
@@ -18,7 +18,7 @@ def main() -> int:
     options = parser.parse_args()
     kinds = [kind for kind in KINDS if not options.kinds or any(part in kind.name for part in options.kinds)]
     failed = 0
-    logging.disable()  # warnings of what is read, by the thousand
+    logging.disable()  # readers would log thousands of warnings
     for kind in kinds:
         started = time.monotonic()
         try:

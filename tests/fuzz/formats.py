@@ -1,4 +1,4 @@
-"""Files of documents: sound ones of every format, damaged ones, and bytes of chance under every name."""
+"""Files of documents: sound and damaged files of every format, and random bytes under every file name."""
 
 import bz2
 import gzip
@@ -58,7 +58,7 @@ def lines_of(rows: list[dict[str, Any]]) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """A sound file, or one with a few bytes changed, taken out, or put in, or one that is cut short."""
+    """Draw a sound file, or a file with a few bytes changed, removed or inserted, which may also be cut short."""
     content = bytearray(draw(whole))
     changes = draw(st.sampled_from([0, 0, 1, 1, 2, 3]))
     if not changes:
@@ -71,7 +71,7 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
-    """A Parquet file of text, and columns of other types, in any encoding."""
+    """Draw a Parquet file of texts in any encoding, with or without a column of another type."""
     texts = draw(st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100), max_size=12))
     columns = {"text": pa.array(texts, draw(st.sampled_from([pa.string(), pa.large_string()])))}
     if draw(st.booleans()):
@@ -89,14 +89,17 @@ def tables(draw: st.DrawFn) -> bytes:
 
 
 def use_file(name: str) -> Callable[[Path, bytes], str]:
-    """Plans and reads a file of that name, as annotation does, and counts its rows twice."""
+    """Return a function that plans and reads a file of this name as annotation does.
+
+    The rows that are read must be as many as the rows that were planned.
+    """
 
     def use(folder: Path, content: bytes) -> str:
         (folder / name).write_bytes(content)
         (file,) = find_files([str(folder / name)])
         layout = inspect_file(file, TEXT)
         schema = unified([layout], [file], TEXT)
-        # A footer may tell of any number of rows, whose values are then missing or not.
+        # A damaged footer may state any number of rows, with or without values.
         batches = list(read_rows(file, 0, min(layout.rows, 10**6), schema, TEXT))
         for batch in batches:
             batch.validate(full=True)

@@ -1,4 +1,4 @@
-"""One kind of input, and a run over many of them."""
+"""A kind of input, and a run over many inputs of a kind."""
 
 import signal
 from collections import Counter
@@ -16,29 +16,29 @@ from hypothesis import strategies as st
 
 MOST_SECONDS = 20
 REFUSALS = (ValueError, OSError)
-"""What `pipeline.cli` turns into one line."""
+"""Exceptions that `pipeline.cli` turns into one line."""
 
 
 @dataclass(frozen=True)
 class Kind:
-    """Inputs of one kind."""
+    """A kind of input: a strategy that draws inputs, and a function that uses one."""
 
     name: str
     inputs: st.SearchStrategy[Any]
     use: Callable[[Path, Any], str]
-    """Does with an input, in an empty folder, what a command would do; says what became of it. May raise REFUSALS."""
+    """Function that treats an input in an empty folder as a command would. Returns the outcome, or raises REFUSALS."""
 
 
 def run(kind: Kind, count: int, seed: int) -> Counter[str]:
-    """What became of so many inputs.
+    """Use this number of random inputs. Return how often each outcome occurred.
 
     Raises:
-        Exception: what an input of the kind raises besides REFUSALS.
-        AssertionError: if a refusal is not one line, or an input takes longer than MOST_SECONDS.
+        Exception: any exception other than REFUSALS that an input raises.
+        AssertionError: if a refusal is empty or has a stack trace, or an input takes longer than MOST_SECONDS.
     """
     outcomes: Counter[str] = Counter()
 
-    @seeded(seed + crc32(kind.name.encode()))  # kinds that share their inputs get others
+    @seeded(seed + crc32(kind.name.encode()))  # kinds with the same strategy get different inputs
     @settings(
         max_examples=count,
         deadline=None,

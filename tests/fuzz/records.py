@@ -1,4 +1,4 @@
-"""All that is read besides documents: ledgers, labelled shards, cards, checkpoints, tokenizers and settings.
+"""Files that are read besides documents: ledgers, labelled shards, cards, checkpoints, tokenizers and settings.
 
 Each kind takes a sound file, changes its bytes or a value of its JSON, and does with it what a command would do.
 """
@@ -47,7 +47,7 @@ NOTE = Quarantined(unit=2, shard="train-00002-of-00006.parquet", file="in.parque
 
 @st.composite
 def edits(draw: st.DrawFn, value: Any) -> Any:
-    """The same JSON with a value changed, gone or added, somewhere inside."""
+    """Draw a copy of the JSON in which one value, at any depth, is changed, removed or added."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 3)) == 0:
         return draw(VALUES)
     copy: Any = dict(value) if isinstance(value, dict) else list(value)
@@ -65,7 +65,7 @@ def edits(draw: st.DrawFn, value: Any) -> Any:
 
 @st.composite
 def changed(draw: st.DrawFn, content: Callable[[], bytes]) -> bytes:
-    """A file of JSON as it is, edited or damaged."""
+    """Draw a JSON file: sound, with one edited value, or with damaged bytes."""
     sound_bytes = content()
     return draw(
         damaged(st.just(sound_bytes)) | edits(json.loads(sound_bytes)).map(lambda made: json.dumps(made).encode())
@@ -74,7 +74,7 @@ def changed(draw: st.DrawFn, content: Callable[[], bytes]) -> bytes:
 
 @cache
 def base(kind: str) -> Path:
-    """A sound folder of each kind, made once."""
+    """Return the sound folder of this kind, which is made at the first call."""
     folder = Path(mkdtemp(prefix="fuzz-"))
     made: dict[str, Callable[[], object]] = {
         "dataset": lambda: annotated(folder),
@@ -88,7 +88,7 @@ def base(kind: str) -> Path:
 
 
 def indexed(folder: Path) -> None:
-    """A checkpoint whose weights an index names."""
+    """Write a checkpoint whose weights are listed in an index."""
     sound(folder, "causal")
     part = "model-00001-of-00001.safetensors"
     (folder / "model.safetensors").rename(folder / part)
@@ -100,7 +100,7 @@ def indexed(folder: Path) -> None:
 
 
 def put(folder: Path, kind: str, file: str, content: bytes) -> Path:
-    """A copy of the sound folder with that file in it."""
+    """Copy the sound folder, replace a file of the copy by this content, and return the copy."""
     copy = Path(shutil.copytree(base(kind), folder / "copy"))
     (copy / file).parent.mkdir(parents=True, exist_ok=True)
     (copy / file).write_bytes(content)
@@ -108,7 +108,7 @@ def put(folder: Path, kind: str, file: str, content: bytes) -> Path:
 
 
 def use_ledger(file: str) -> Callable[[Path, bytes], str]:
-    """Reads a ledger and resumes its run."""
+    """Return a function that reads a ledger in which `file` is replaced, and resumes its run."""
 
     def use(folder: Path, content: bytes) -> str:
         copy = put(folder, "dataset", f"out/{file}", content)
@@ -122,7 +122,7 @@ def use_ledger(file: str) -> Callable[[Path, bytes], str]:
 
 
 def use_note(folder: Path, content: bytes) -> str:
-    """Reads a note on a quarantined unit."""
+    """Read a note on a quarantined unit."""
     file = Subset("exact", folder).ledger / QUARANTINE / "00000002.json"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
@@ -130,13 +130,13 @@ def use_note(folder: Path, content: bytes) -> str:
 
 
 def use_receipt(folder: Path, content: bytes) -> str:
-    """Reads all receipts, as publishing does."""
+    """Read all receipts, as publishing does, when one of them is replaced."""
     subset = Subset("exact", put(folder, "dataset", f"out/{RECEIPT}", content) / "out")
     return f"{len(Ledger(subset).receipts())} receipts"
 
 
 def use_labels(folder: Path, content: bytes) -> str:
-    """Reads a damaged shard: the labels are those that were written, or it is refused."""
+    """Read a dataset with a damaged shard. It must be refused, or have the labels that were written."""
     copy = put(folder, "labelled", "data/exact/train-00001-of-00003.parquet", content)
     assert rows_of(copy) == rows_of(base("labelled")), "other labels"
     return "read"
@@ -148,31 +148,31 @@ def rows_of(dataset: Path) -> list[bytes]:
 
 
 def use_card(folder: Path, text: str) -> str:
-    """Adds to a README.md, twice alike."""
+    """Add a dataset's card to a README.md twice. The second time must change nothing."""
     once = dataset_card(subset_info(), text)
     assert dataset_card(subset_info(), once) == once, "another card the second time"
     return "card"
 
 
 def use_checkpoint(folder: Path, content: bytes) -> str:
-    """Loads a causal language model."""
+    """Load a causal language model with this configuration."""
     load_causal(put(folder, "checkpoint", "config.json", content))
     return "loaded"
 
 
 def use_index(folder: Path, content: bytes) -> str:
-    """Digests what an index names."""
+    """Compute the digest of a checkpoint with this index."""
     return f"{len(Checkpoint(put(folder, 'index', INDEX_FILE, content)).sha256)} digits"
 
 
 def use_tokenizer(folder: Path, content: bytes) -> str:
-    """Encodes some text."""
+    """Load this tokenizer, and encode some text with it."""
     encode(load_tokenizer(put(folder, "tokenizer", "tokenizer.json", content)), ["some text é", ""])
     return "encoded"
 
 
 def use_settings(folder: Path, content: bytes) -> str:
-    """Reads a file of flags."""
+    """Read a command's settings from this YAML file."""
 
     def accept(config: Config = DEFAULTS) -> None:
         assert isinstance(config, Config)
@@ -201,7 +201,7 @@ def shards(draw: st.DrawFn) -> bytes:
 
 
 def readmes() -> st.SearchStrategy[str]:
-    """Front matter of any values, marks of sections, and what people write."""
+    """Return a strategy of README.md files, with any front matter, marks of sections, and text that people write."""
     marks = st.sampled_from(["<!-- begin exact -->", "<!-- end exact -->", "---\n", "\n# Mine\n", "a: &a [*a]\n"])
     front = st.dictionaries(st.sampled_from(["configs", "dataset_info", "license", "x"]), VALUES, max_size=3)
     block = front.map(lambda values: f"---\n{yaml.safe_dump(json.loads(json.dumps(values)))}---\n")

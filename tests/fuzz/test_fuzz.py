@@ -1,4 +1,4 @@
-"""A few inputs of every kind; `python -m tests.fuzz` runs as many as are wanted."""
+"""A few random inputs of every kind are used or refused. `python -m tests.fuzz` runs any number of inputs."""
 
 from pathlib import Path
 

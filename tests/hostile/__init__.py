@@ -1,1 +1,1 @@
-"""Files prepared by an attacker, and the ways in that they try."""
+"""Files prepared by an attacker, and tests that they do no harm."""

@@ -18,7 +18,7 @@ from pipeline.models.checkpoint import SHIPPED, CheckpointKind, copy_tokenizer
 from tests.tiny_models import tiny_estimator, tiny_language_model, tiny_second_order
 
 CANARY = "CANARY"
-"""File in the working folder that exists once an attacker's code has run."""
+"""Name of the file in the working directory that an attacker's code creates when it runs."""
 CODE = f"open({CANARY!r}, 'w', encoding='utf-8').close()\n"
 CODE_OF_A_MODEL = (
     f"{CODE}from transformers import LlamaConfig, LlamaForCausalLM\n"
@@ -31,7 +31,7 @@ DEEP = "[" * 100_000 + "]" * 100_000
 OFTEN = 10**9
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 OUTSIDE = "elsewhere"
-"""Sound checkpoint next to the hostile ones, which none of them may read."""
+"""Name of a sound checkpoint next to the hostile checkpoints. Loading a hostile one must not read it."""
 
 Change = Callable[[Path], None]
 
@@ -45,7 +45,7 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Hostile:
-    """A hostile checkpoint."""
+    """A hostile checkpoint: a sound one of this kind, with one change."""
 
     name: str
     kind: CheckpointKind
@@ -54,7 +54,7 @@ class Hostile:
     """Pattern of the one-line error; None if the checkpoint is loaded and its hostile part is ignored."""
 
     def make(self, folder: Path) -> Path:
-        """Write the checkpoint into a folder with its name."""
+        """Write the checkpoint to a subfolder with its name, and return the subfolder."""
         made = sound(folder / self.name.replace(" ", "-"), self.kind)
         self.change(made)
         return made
@@ -69,7 +69,7 @@ def sound(folder: Path, kind: CheckpointKind) -> Path:
 
 
 def edit(folder: Path, change: Mapping[str, Any], file: str = "config.json") -> None:
-    """Set keys of a JSON object in a file."""
+    """Set keys of the JSON object in a file of the folder."""
     found = json.loads((folder / file).read_text(encoding="utf-8"))
     (folder / file).write_text(json.dumps({**found, **change}), encoding="utf-8")
 
@@ -111,7 +111,7 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 
 def index(named: str, file: bytes | None = None) -> Change:
-    """Return a change that renames the weights' file and adds an index that names `named` for all weights."""
+    """Return a change that renames the file of weights, and adds an index with the file `named` for all weights."""
 
     def changed(folder: Path) -> None:
         names = load_file(folder / WEIGHTS)

@@ -19,7 +19,7 @@ SECRET = "-----BEGIN PRIVATE KEY----- canary-4711"
 
 @dataclass(frozen=True)
 class Prey:
-    """Folders that a trick works with."""
+    """Folders on which a trick works: the dataset, and a folder outside it with a secret."""
 
     dataset: Path
     outside: Path
@@ -58,7 +58,7 @@ Trick = Callable[[Prey], None]
 
 
 def write_outside(folder: Path) -> None:
-    """Write a home folder with a key, and folders that are called as in a dataset."""
+    """Write the folder outside the dataset: secret keys, in subfolders with the names of a dataset's folders."""
     for name in ("", "data", "receipts", "quarantine", "tokenizer"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "id_ed25519").write_text(SECRET, encoding="utf-8")
@@ -66,7 +66,7 @@ def write_outside(folder: Path) -> None:
 
 
 def published(shard: str) -> Trick:
-    """Add a receipt of a shard outside to the list of published shards."""
+    """Return a trick that writes a list of published shards, which names a file outside the dataset."""
 
     def trick(prey: Prey) -> None:
         receipt = {**json.loads(prey.receipt.read_text(encoding="utf-8")), "unit": 100}
@@ -77,7 +77,7 @@ def published(shard: str) -> Trick:
 
 
 def receipt(shard: str) -> Trick:
-    """Make a unit's own receipt name a file outside."""
+    """Return a trick that changes the shard in a unit's receipt, for example to a file outside the dataset."""
     return lambda prey: prey.edit(
         prey.receipt, shard=shard.format(secret=prey.secret, outside=prey.outside.name), size=len(SECRET)
     )
@@ -93,7 +93,7 @@ def all_published(prey: Prey) -> None:
 
 
 def linked(name: str, target: str = "id_ed25519") -> Trick:
-    """Replace a file or folder of the dataset by a link to the secret or to a folder outside."""
+    """Return a trick that replaces a file or folder of the dataset by a link to the secret or to a folder outside."""
 
     def trick(prey: Prey) -> None:
         places = {"SHARD": prey.shard, "RECEIPT": prey.receipt}
@@ -108,7 +108,7 @@ def linked(name: str, target: str = "id_ed25519") -> Trick:
 
 
 def hard_named_quarantine(prey: Prey) -> None:
-    """Add a note on a quarantined unit that names a file outside as its source."""
+    """Add a note on a quarantined unit. The note names a file outside the dataset as the unit's source."""
     (prey.ledger / QUARANTINE).mkdir(exist_ok=True)
     note = {"unit": 1, "shard": "../../x", "file": str(prey.secret), "start": 0, "stop": 9, "reason": "\x1b[2J"}
     (prey.ledger / QUARANTINE / "00000001.json").write_text(json.dumps(note), encoding="utf-8")
@@ -120,12 +120,12 @@ def other_inputs(prey: Prey) -> None:
 
 
 def other_checkpoint(prey: Prey) -> None:
-    """Make the plan name a checkpoint outside."""
+    """Make the plan name a checkpoint outside the dataset."""
     prey.edit(prey.ledger / PLAN_FILE, checkpoint=str(prey.outside))
 
 
 def fifo(name: str) -> Trick:
-    """Replace a file of the ledger by a pipe that nobody writes to."""
+    """Return a trick that replaces a file of the ledger by a pipe to which nobody writes."""
 
     def trick(prey: Prey) -> None:
         file = prey.ledger / name
@@ -136,7 +136,7 @@ def fifo(name: str) -> Trick:
 
 
 def text(name: str, content: str) -> Trick:
-    """Write a file of the ledger with this content."""
+    """Return a trick that writes a file of the ledger with this content."""
     return lambda prey: void((prey.ledger / name).write_text(content, encoding="utf-8"))
 
 

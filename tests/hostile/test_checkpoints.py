@@ -32,11 +32,11 @@ from tests.hub import Hub
 
 METHODS = {kind: method for method, kind in KIND_OF_METHOD.items()}
 KEPT_OUT: set[str] = set()
-"""Folders whose files must not be opened at present."""
+"""Folders whose files must not be opened while a hostile checkpoint is loaded."""
 
 
 def _told(event: str, arguments: tuple[Any, ...]) -> None:
-    """Check every file that is opened. This audit hook of Python cannot be removed again."""
+    """Audit hook that fails when a file of KEPT_OUT is opened. Python cannot remove an audit hook again."""
     if KEPT_OUT and event == "open" and isinstance(arguments[0], str):
         opened = str(Path(arguments[0]).resolve())
         if any(opened.startswith(folder) for folder in KEPT_OUT):
@@ -80,7 +80,7 @@ def test_a_hostile_checkpoint_is_refused_in_one_line_or_does_no_harm(
     hostile: Hostile, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(place)
-    monkeypatch.setattr("builtins.input", lambda *_: "y")  # in case somebody asks whether to run code
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # the answer if a library asks whether to run code
     made = hostile.make(place)
     with kept_out(place / OUTSIDE):
         if hostile.says is None:
@@ -151,7 +151,7 @@ def test_a_training_that_starts_from_a_hostile_checkpoint_ends_in_one_line(
 
 
 def test_a_sound_start_is_trained(labels: Path, tmp_path: Path, run_command: RunCommand) -> None:
-    """Without this, the refusals would show nothing."""
+    """A sound checkpoint must be trained, or else the refusals of hostile checkpoints would prove nothing."""
     made = sound(tmp_path / "sound", "causal")
     arguments = ("--labels", labels, "--init-from", made, "--output", tmp_path / "out", "--training.steps", 1)
     assert run_command("jobs.train_second_order", *arguments) == 0
@@ -181,7 +181,7 @@ def test_links_into_the_blobs_of_the_hub_cache_are_loaded(hub: Hub, tmp_path: Pa
 
 
 def test_folders_that_load_different_weights_have_different_digests(tmp_path: Path) -> None:
-    """Both folders hold the same files, but their indexes load different ones."""
+    """Both folders hold the same files, but their indexes name different files as the weights."""
     digests = set()
     for name in ("a", "b"):
         made = sound(tmp_path / name, "causal")

@@ -63,7 +63,7 @@ def _no_hang() -> Iterator[None]:
 
 
 def reading(dataset: object, folder: Path, good: Path) -> dict[str, tuple[object, ...]]:
-    """Return commands that read a dataset and write into a folder, with their arguments."""
+    """Return, by module, the arguments of commands that read a dataset and write into a folder."""
     sizes = "--training.steps 1 --model.layers 1 --model.width 16 --model.heads 2 --model.context 4"
     return {
         "pipeline.verify": (dataset, "--estimator", good / "model"),
@@ -77,7 +77,7 @@ def reading(dataset: object, folder: Path, good: Path) -> dict[str, tuple[object
 
 @pytest.fixture
 def attempt(prey: Prey, run_command: RunCommand, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Return a function that runs a command: it must open nothing outside, and succeed or end in one line."""
+    """Return a function that runs a command. The command must open nothing outside, and succeed or end in one line."""
 
     def attempt(module: str, *arguments: object) -> None:
         capsys.readouterr()

@@ -1,4 +1,4 @@
-"""Accesses to files, as seen by the kernel: those of every library, in any language."""
+"""Accesses to files as the kernel reports them, including those of libraries in other languages."""
 
 import ctypes
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ACCESSED, MODIFIED, CHANGED, OPENED, MOVED, CREATED, DELETED = 0x1, 0x2, 0x4, 0x20, 0xC0, 0x100, 0x200
 OF_A_FILE = ACCESSED | MODIFIED | OPENED
-OF_A_FOLDER = MODIFIED | MOVED | CREATED | DELETED  # looking up a name is allowed
+OF_A_FOLDER = MODIFIED | MOVED | CREATED | DELETED  # not OPENED: a name in it may be looked up
 EVENT_BYTES = 16
 
 
@@ -32,7 +32,7 @@ def watched(folder: Path) -> Iterator[list[str]]:
 
 
 def _watches(descriptor: int) -> Iterator[int]:
-    """Yield the watch of each event."""
+    """Yield the number of the inotify watch of each pending event."""
     while True:
         try:
             events = os.read(descriptor, 2**16)

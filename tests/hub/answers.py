@@ -1,4 +1,4 @@
-"""What the server says: answers, and refusals with the headers from which the Hub's clients make their errors."""
+"""Answers of the server, and refusals with the headers from which the Hub's clients make their errors."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Answer:
-    """`status` 0 is a connection that is dropped with nothing sent."""
+    """An answer to a request. `status` 0 means that the server drops the connection and sends nothing."""
 
     status: int = 200
     content: bytes = b""
@@ -18,7 +18,7 @@ DROPPED = Answer(status=0)
 
 
 class RefusedError(Exception):
-    """An error that the client is told of."""
+    """The refusal of a request. `answer` tells the client the status and the reason."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ def as_json(value: object, status: int = 200, headers: Mapping[str, str] | None 
 
 
 def rate_limited(seconds: int) -> Answer:
-    """The clients wait a second longer than they are told."""
+    """Return an answer that asks the client to wait. The Hub's clients wait a second longer than `seconds`."""
     headers = {
         "Retry-After": str(seconds),
         "RateLimit": f'"api";r=0;t={seconds}',

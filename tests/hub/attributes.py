@@ -1,4 +1,4 @@
-"""Which files git keeps as pointers, and which a client is to leave out."""
+"""Rules by which git stores a file as a pointer, and by which a client leaves a file out of an upload."""
 
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
@@ -9,13 +9,13 @@ GIT_ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for
 
 
 def is_large(path: str, size: int, attributes: bytes = GIT_ATTRIBUTES) -> bool:
-    """By the repository's .gitattributes, or by size."""
+    """Return whether a file is stored by LFS, which its size or the repository's .gitattributes decides."""
     rules = [line.split() for line in attributes.decode().splitlines()]
     return size > LARGE or any("filter=lfs" in rule[1:] and _named(path, rule[0]) for rule in rules)
 
 
 def is_ignored(path: str, git_ignore: str) -> bool:
-    """By patterns of names and of folders; neither negation nor `**` is understood."""
+    """Return whether a .gitignore names the file or a folder above it. Negation and `**` are not supported."""
     rules = [line.strip() for line in git_ignore.splitlines() if line.strip() and not line.startswith("#")]
     parents = [str(parent) for parent in PurePosixPath(path).parents if str(parent) != "."]
     return any(

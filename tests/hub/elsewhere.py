@@ -1,4 +1,4 @@
-"""Clients in processes of their own, which read their environment once."""
+"""Clients in processes of their own, because the Hub's clients read their environment only once in a process."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from tests.hub.hub import Hub
 
 
 def run(hub: Hub, home: Path, script: str, *arguments: str) -> Any:
-    """What the script prints last, as JSON."""
+    """Run a script in a process with the Hub's environment, and return its last line of output, parsed as JSON."""
     environment = {**os.environ, **hub.environment, "HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     ran = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, check=False, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""A request with all that is needed to answer it, and what its sender may do."""
+"""A request, with everything that is needed to answer it, and the rights of its sender."""
 
 import json
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Exchange:
     hub: Hub
     method: str
     target: str
-    """Path and query as they were sent."""
+    """Path and query, exactly as the client sent them."""
     headers: Message
     body: bytes
 
@@ -66,7 +66,7 @@ class Exchange:
             raise RefusedError(403, f'You don\'t have the rights to write under the namespace "{owner}"')
 
     def find(self, kind: str, name: str) -> Repository:
-        """The repository, if the sender may know that it is there."""
+        """Return a repository. Refuse the request if the repository does not exist or its sender may not see it."""
         repository = self.hub.repositories.get((kind, name))
         owner = self.user.name if self.user else None
         if repository is None or (repository.private and repository.owner != owner):
@@ -74,7 +74,7 @@ class Exchange:
         return repository
 
     def paged(self, items: list[dict[str, object]], limit: int) -> Answer:
-        """The items from the query's cursor on, and a link to the rest."""
+        """Answer with at most `limit` items from the query's cursor on, and a link to the next page if more remain."""
         start = int(self.query.get("cursor", ["0"])[0])
         headers = {}
         if start + limit < len(items):

@@ -1,5 +1,8 @@
-"""What goes wrong on purpose. Which requests a share hits depends on the seed and on how often each was asked, not on
-the order in which threads and processes come."""
+"""Faults of the server, which tests choose.
+
+If a share of the requests fails, the seed decides which ones, together with the number of times that the same request
+was sent. The order in which threads and processes send their requests makes no difference.
+"""
 
 import hashlib
 import re
@@ -23,29 +26,32 @@ class Refusal:
 
 @dataclass
 class Faults:
-    """Nothing at first; any of it may change at any time, or another be put in its place."""
+    """Faults of the server, none by default. A test may change or replace them at any time."""
 
     seed: int = 0
     share: float = 0.0
-    """Of all requests, of the Hub and of its storage, that fail and have no effect."""
+    """Share of all requests, to the Hub and to its storage, that fail without any effect."""
     kinds: tuple[Kind, ...] = ("rate limit", "unavailable", "dropped")
-    """How they fail: 429, 503, or a connection that ends before an answer."""
+    """Ways in which requests of the share fail: status 429, status 503, or a connection that ends before the answer."""
     retry_after: int = 0
-    """Seconds that a 429 asks for."""
+    """Seconds for which an answer of status 429 asks the client to wait."""
     lost_commits: int = 0
-    """So many commits from now on succeed while their connections end before the answer."""
+    """Number of commits, from the next one on, that succeed although their connections end before the answer."""
     seconds_per_upload: float = 0.0
-    """Before each upload to the storage is answered."""
+    """Seconds that pass before the storage answers an upload."""
     _refusals: list[Refusal] = field(default_factory=list)
     _asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def refuse(self, status: int, *, method: str = ".*", path: str = ".*", times: int = 1) -> None:
-        """The next requests with this method whose path has the pattern fail with this status; 0 drops them."""
+        """Let the next `times` matching requests fail with this status. Status 0 drops their connections.
+
+        A request matches if the pattern `method` is its whole method and the pattern `path` occurs in its path.
+        """
         self._refusals.append(Refusal(status, method, path, times))
 
     def instead(self, method: str, path: str) -> Answer | None:
-        """What a request gets instead of its answer, None where nothing goes wrong."""
+        """Return the answer by which a request fails, or None if the request does not fail."""
         with self._lock:
             for refusal in self._refusals:
                 if refusal.left and re.fullmatch(refusal.method, method) and re.search(refusal.path, path):

@@ -1,4 +1,4 @@
-"""Repositories as git has them: files with their object names, commits that each keep a whole tree, branches, tags."""
+"""Repositories as in git: files with object names, commits that each hold a whole tree, branches and tags."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ def git_oid(content: bytes) -> str:
 
 @dataclass(frozen=True)
 class Blob:
-    """A file's content; of a large file git keeps a pointer alone."""
+    """The content of a file. If the file is large (`lfs`), git itself holds only a pointer to the content."""
 
     content: bytes
     lfs: bool = False
@@ -63,7 +63,10 @@ class Commit:
         return {str(parent) for path in self.blobs for parent in PurePosixPath(path).parents if str(parent) != "."}
 
     def oid_at(self, path: str) -> str | None:
-        """Of a file or a folder; the latter's is not git's, but as good a name for what is below."""
+        """Return the object name of a file or a folder, or None if there is no such path.
+
+        A folder's object name differs from git's, but like git's it depends on all files below the folder.
+        """
         if path in self.blobs:
             return self.blobs[path].oid
         below = [(name, blob.oid) for name, blob in self.below(path).items()]
@@ -73,14 +76,14 @@ class Commit:
 @dataclass
 class Repository:
     kind: str
-    """`datasets` or `models`, as URLs have it."""
+    """`datasets` or `models`, as in URLs."""
     name: str
     private: bool = False
     history: dict[str, Commit] = field(default_factory=dict)
     refs: dict[str, str] = field(default_factory=dict)
-    """Commits by whole names: refs/heads/main, refs/tags/v1, refs/convert/parquet."""
+    """Object names of commits by the full names of refs: refs/heads/main, refs/tags/v1, refs/convert/parquet."""
     objects: dict[str, bytes] = field(default_factory=dict)
-    """Large files, and parts of them, under the SHA-256 that the client named."""
+    """Contents of large files by the SHA-256 that the client gave, and of their parts by SHA-256/NUMBER."""
 
     @property
     def owner(self) -> str:
@@ -91,7 +94,7 @@ class Repository:
         return self.name if self.kind == "models" else f"{self.kind}/{self.name}"
 
     def at(self, revision: str) -> Commit:
-        """The commit of a branch, a tag, another ref, or the first digits of its name."""
+        """Return the commit that a branch, a tag, another ref, or the first digits of an object name stand for."""
         for name in (branch_ref(revision), f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.history[self.refs[name]]
@@ -105,13 +108,13 @@ class Repository:
         return branch_ref(name) in self.refs
 
     def branch(self, revision: str) -> Commit:
-        """The commit that a branch, and no other kind of revision, is at."""
+        """Return the last commit of a branch. Refuse every other kind of revision."""
         if not self.has_branch(revision):
             raise RefusedError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return self.at(revision)
 
     def commit(self, branch: str, blobs: Mapping[str, Blob], title: str, message: str = "", author: str = "") -> Commit:
-        """A new commit on the branch, which is made where there is none."""
+        """Add a commit to a branch, which is created if it does not exist, and return the commit."""
         parent = self.refs.get(branch_ref(branch))
         named = [parent, title, message, sorted((path, blob.oid) for path, blob in blobs.items()), len(self.history)]
         oid = hashlib.sha1(json.dumps(named).encode()).hexdigest()
@@ -122,14 +125,14 @@ class Repository:
         return commit
 
     def ancestry(self, commit: Commit) -> Iterator[Commit]:
-        """The commit and those before it, newest first."""
+        """Yield the commit and all commits before it, newest first."""
         at: Commit | None = commit
         while at is not None:
             yield at
             at = self.history[at.parent] if at.parent else None
 
     def last_change(self, commit: Commit, path: str) -> Commit:
-        """The commit that gave a file or folder the content that it has at this one."""
+        """Return the commit that gave a file or folder the content that the path has at `commit`."""
         last = commit
         for earlier in self.ancestry(commit):
             if earlier.oid_at(path) != commit.oid_at(path):

@@ -1,4 +1,4 @@
-"""All that the server keeps: repositories, users by their tokens, faults, and the requests so far."""
+"""The state of the server: repositories, users by their tokens, faults, and a log of the requests."""
 
 import threading
 from collections.abc import Mapping
@@ -23,32 +23,36 @@ class User:
 class Request:
     method: str
     path: str
-    """Without the query, and with no %-escapes."""
+    """Path without the query, with %-escapes decoded."""
     status: int
-    """0 where the connection was dropped instead of an answer."""
+    """Status of the answer, or 0 if the connection was dropped without an answer."""
     authorized: bool
-    """It had an Authorization header."""
+    """Whether the request had an Authorization header."""
     storage: bool
-    """It came to the storage, which has an address of its own as the real one does."""
+    """Whether the request came to the storage, which has its own address, as the real Hub's storage has."""
 
 
 @dataclass
 class Hub:
-    """`user` owns user/..., `other` owns other/...; repositories are of datasets where nothing else is said."""
+    """A Hub for tests.
+
+    The user `user` owns the repositories that begin with `user/`, and the user `other` those that begin with `other/`.
+    A method that takes the kind of a repository assumes a dataset by default.
+    """
 
     page: int
-    """Entries of a tree, or commits, in an answer."""
+    """Maximum number of items in one answer, entries of a tree or commits."""
     store: XetStore | None
     address: str = ""
     storage: str = ""
     part_size: int = 10_000_000
-    """Larger LFS files are uploaded in parts of so many bytes."""
+    """Maximum number of bytes in one upload by LFS. Larger files are uploaded in parts of this size."""
     writer: str = WRITER
-    """A token of `user` that may write."""
+    """Token with which the user `user` may read and write."""
     reader: str = READER
-    """A token of `user` that may not."""
+    """Token with which the user `user` may only read."""
     other: str = OTHER
-    """A token of `other` that may write."""
+    """Token with which the user `other` may read and write."""
     faults: Faults = field(default_factory=Faults)
     requests: list[Request] = field(default_factory=list)
     repositories: dict[tuple[str, str], Repository] = field(default_factory=dict)
@@ -64,7 +68,10 @@ class Hub:
 
     @property
     def environment(self) -> dict[str, str]:
-        """For processes of the writer's; HF_HOME, a folder for what they keep, is the caller's to add."""
+        """Environment variables for processes whose clients use this Hub with the token `writer`.
+
+        The caller adds HF_HOME, the folder for the files that these clients keep.
+        """
         xet = {} if self.store else {"HF_HUB_DISABLE_XET": "1"}
         return {"HF_ENDPOINT": self.address, "HF_TOKEN": self.writer, "HF_HUB_DISABLE_TELEMETRY": "1", **xet}
 
@@ -78,7 +85,10 @@ class Hub:
         title: str = "files",
         private: bool = False,
     ) -> str:
-        """Adds files in one commit, which it names; makes the repository and the branch where there are none."""
+        """Add files in one commit, and return the object name of the commit.
+
+        The repository and the branch are created if they do not exist.
+        """
         with self.lock:
             repository = self.repositories.setdefault((kind, name), Repository(kind, name, private))
             blobs = dict(repository.branch(revision).blobs) if repository.has_branch(revision) else {}
@@ -93,7 +103,7 @@ class Hub:
         return self.repositories[kind, name].at(revision).files
 
     def commits(self, name: str, revision: str = "main", *, kind: str = "datasets") -> list[Commit]:
-        """Of a branch, oldest first."""
+        """Return the commits of a revision, oldest first."""
         repository = self.repositories[kind, name]
         return list(repository.ancestry(repository.at(revision)))[::-1]
 

@@ -1,4 +1,4 @@
-"""What the Hub accepts in a card's front matter, as far as its documentation tells: licences and languages."""
+"""Licences, languages and types that the Hub accepts in a card's front matter, according to its documentation."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ TEXTS = ("pretty_name", "license_name", "license_link")
 
 
 def metadata_errors(data: Mapping[str, object]) -> Iterator[str]:
-    """What is wrong with a front matter, a sentence each."""
+    """Yield a sentence for each error in a card's front matter."""
     for license in _listed(data.get("license")):
         if license not in LICENSES:
             yield f'"license" must be one of [{", ".join(sorted(LICENSES))}]'

@@ -1,4 +1,4 @@
-"""What is asked of a repository: information, trees, files, commits, refs."""
+"""Answers to requests that read a repository: information, trees, files, commits and refs."""
 
 from urllib.parse import parse_qs, quote
 
@@ -49,7 +49,7 @@ def information(exchange: Exchange, repository: Repository, revision: str | None
 
 
 def front_matter(readme: str) -> dict[str, object] | None:
-    """The YAML between the first two lines of dashes, None where there is none that can be read."""
+    """Return the YAML between the first two lines of dashes, or None if it is missing or unreadable."""
     if not readme.startswith("---\n") or "\n---" not in readme[3:]:
         return None
     try:
@@ -67,7 +67,7 @@ def sibling(path: str, blob: Blob, detailed: bool) -> dict[str, object]:
 
 
 def entry(repository: Repository, commit: Commit, path: str, expand: bool) -> dict[str, object]:
-    """A file or folder as trees and lists of paths have it."""
+    """Describe a file or folder as the answers about trees and about lists of paths do."""
     told: dict[str, object] = {"type": "directory", "oid": commit.oid_at(path), "size": 0, "path": path}
     blob = commit.blobs.get(path)
     if blob is not None:
@@ -83,7 +83,7 @@ def entry(repository: Repository, commit: Commit, path: str, expand: bool) -> di
 
 
 def tree(exchange: Exchange, repository: Repository, revision: str, folder: str | None) -> Answer:
-    """What is directly below the folder, or all of it if the query says recursive."""
+    """Answer with the entries directly in the folder, or with all entries below it if the query says `recursive`."""
     commit = repository.at(revision)
     prefix = f"{folder}/" if folder else ""
     below = sorted(path for path in {*commit.blobs, *commit.folders()} if path.startswith(prefix))
@@ -98,7 +98,7 @@ def tree(exchange: Exchange, repository: Repository, revision: str, folder: str 
 
 
 def paths_info(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """Of files and folders that are there; others are left out."""
+    """Answer with a description of each requested file or folder that exists. Leave out the others."""
     commit, form = repository.at(revision), parse_qs(exchange.body.decode())
     paths, expand = form.get("paths", []), form.get("expand", ["false"])[0].lower() == "true"
     if len(paths) > PATHS:
@@ -131,7 +131,7 @@ def access(exchange: Exchange, repository: Repository, write: str | None) -> Ans
 
 
 def resolve(exchange: Exchange, repository: Repository, revision: str, path: str) -> Answer:
-    """A file; of a large one, where the storage has it."""
+    """Answer with the content of a small file, or redirect to the address of a large file in the storage."""
     commit = repository.at(revision)
     headers = {"X-Repo-Commit": commit.oid, "Accept-Ranges": "bytes"}
     blob = commit.blobs.get(path)

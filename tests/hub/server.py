@@ -1,4 +1,4 @@
-"""The HTTP side: which function answers what, and two servers on loopback, one for the Hub and one for its storage."""
+"""Routes from requests to the functions that answer them, and two servers on loopback: a Hub and its storage."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -83,7 +83,10 @@ def storage_answer(exchange: Exchange) -> Answer:
 
 
 def route(routes: list[Route], exchange: Exchange, path: str) -> Callable[..., Answer] | None:
-    """The function for a request, which takes the parts of the path after its own arguments."""
+    """Return the function that answers a request, or None if no route matches.
+
+    A call of the function appends the variable parts of the path to the arguments.
+    """
     method = "GET" if exchange.method == "HEAD" else exchange.method
     for accepted, pattern, function in routes:
         if accepted == method and (found := re.fullmatch(pattern, path)):
@@ -120,7 +123,7 @@ class HubHandler(FileHandler):
         return DROPPED if made_commit and self.hub.faults.loses_commit() else answer
 
     def body(self) -> bytes:
-        """All of it, whatever the answer will be, so that the connection can be used again."""
+        """Read the whole body, even if the request will be refused, so that the connection can be used again."""
         if self.headers.get("Transfer-Encoding") != "chunked":
             return self.rfile.read(int(self.headers.get("Content-Length", 0)))
         chunks = []
@@ -133,7 +136,10 @@ class HubHandler(FileHandler):
 
 @contextmanager
 def hub_server(xet: Path | None = None, page: int = 1000) -> Iterator[Hub]:
-    """A Hub while it runs; with a folder for Xet's blocks it takes and gives large files by Xet too."""
+    """Run a Hub for tests.
+
+    Large files are exchanged by LFS, and also by Xet if `xet` is a folder in which the storage can keep Xet's blocks.
+    """
     hub = Hub(page, XetStore(xet) if xet else None)
     with ExitStack() as stack:
         for name, answers in (("storage", storage_answer), ("address", hub_answer)):

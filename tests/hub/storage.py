@@ -1,7 +1,7 @@
-"""Large files by LFS: which are to be sent and where, and the storage that takes and gives them.
+"""Large files by LFS: which files a client must send and where to, and the storage that receives and returns them.
 
-The storage believes what it is sent, as an object store does; whether it is what was announced is looked at when the
-client asks for verification and when it commits.
+Like an object store, the storage accepts any content. The content is compared with the announced SHA-256 and size when
+the client asks for verification, and again when it commits.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from tests.hub.hub import Hub
 
 
 def large_file(hub: Hub, repository: Repository, sha256: str, size: int | None) -> Blob | None:
-    """What was uploaded under this name, if it is what the name and the size say."""
+    """Return the uploaded file with this SHA-256 and size, or None if no content that agrees with both is there."""
     content, xet = repository.objects.get(sha256), None
     if hub.store is not None and (found := hub.store.by_sha256.get(sha256)):
         content, xet = hub.store.content(found), found.hash
@@ -25,7 +25,7 @@ def large_file(hub: Hub, repository: Repository, sha256: str, size: int | None) 
 
 
 def batch(exchange: Exchange, repository: Repository) -> Answer:
-    """What to do for each object; nothing for those that are there."""
+    """Answer where to upload each announced file. A file that the storage already has needs no upload."""
     hub, asked = exchange.hub, exchange.json
     if asked["operation"] != "upload":
         raise RefusedError(501, "this Hub tells of uploads alone")
@@ -41,7 +41,10 @@ def batch(exchange: Exchange, repository: Repository) -> Answer:
 
 
 def actions(hub: Hub, repository: Repository, sha256: str, parts: dict[str, str]) -> dict[str, object]:
-    """For a file in parts the upload's own URL is the one that puts them together."""
+    """Return the URLs that upload and verify a file.
+
+    If the file is sent in parts, the URL of the upload is the one that joins the parts.
+    """
     url = f"{hub.storage}/{repository.kind}/{repository.name}/{sha256}"
     verify = f"{hub.address}/{repository.web_path}.git/info/lfs/objects/verify"
     upload = {"href": f"{url}/complete", "header": {"chunk_size": str(hub.part_size), **parts}}
@@ -69,7 +72,7 @@ def give(exchange: Exchange, repository: Repository, sha256: str) -> Answer:
 
 
 def take(exchange: Exchange, repository: Repository, key: str) -> Answer:
-    """An object, or a part of one under its number."""
+    """Store a large file under its SHA-256, or a part of a file under SHA-256/NUMBER."""
     time.sleep(exchange.hub.faults.seconds_per_upload)
     repository.objects[key] = exchange.body
     return Answer(200, headers={"ETag": f'"{hashlib.md5(exchange.body).hexdigest()}"'})

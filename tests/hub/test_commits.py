@@ -1,4 +1,4 @@
-"""The Hub's own client writes to the server and reads what it wrote."""
+"""The Hub's own client writes to the Hub for tests and reads back what it wrote."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ LARGE = bytes(range(256)) * 40
 
 @pytest.fixture
 def api(hub: Hub) -> HfApi:
-    """Of the user that may write, in whose repository nothing is yet."""
+    """Return the client of a user that may write, and create an empty repository of this user."""
     client = HfApi(endpoint=hub.address, token=hub.writer)
     assert client.create_repo(NAME, repo_type="dataset").repo_id == NAME
     return client

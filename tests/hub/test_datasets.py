@@ -1,4 +1,4 @@
-"""`datasets` in processes of their own, as a job's are."""
+"""The library `datasets` loads from the Hub and pushes to the Hub in a separate process, as a job does."""
 
 from pathlib import Path
 

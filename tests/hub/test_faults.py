@@ -1,4 +1,4 @@
-"""What goes wrong on purpose, and what it leaves whole."""
+"""Faults of the server, and what stays intact in spite of them."""
 
 import time
 from contextlib import suppress
@@ -23,7 +23,7 @@ def api(hub: Hub) -> HfApi:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """How long the client would have waited each time before it tried again."""
+    """Seconds that the client would have waited before each retry. The client does not really wait."""
     waited: list[float] = []
     monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=waited.append))
     return waited
@@ -69,7 +69,7 @@ def test_a_commit_that_is_refused_is_not_lost_instead(hub: Hub, api: HfApi) -> N
 
 
 def test_a_connection_serves_on_after_errors(hub: Hub, api: HfApi) -> None:
-    """One client, which keeps its connection: a body that is left unread would be taken for the next request."""
+    """If the server left a body unread, it would take the body for the next request of the same connection."""
     with httpx2.Client(base_url=hub.address, headers={"Authorization": f"Bearer {hub.writer}"}) as client:
         for status in (503, 429, 404):
             hub.faults.refuse(status, method="POST")
@@ -87,7 +87,7 @@ def test_uploads_take_their_time(hub: Hub, api: HfApi) -> None:
 
 
 def failures(seed: int, share: float, kinds: tuple[Kind, ...] = ("rate limit", "unavailable", "dropped")) -> list[int]:
-    """Statuses of a hundred requests."""
+    """Return the statuses of a hundred requests, with 0 for a dropped connection."""
     with hub_server() as hub, httpx2.Client(base_url=hub.address) as client:
         hub.faults = Faults(seed=seed, share=share, kinds=kinds)
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""What the Hub's clients read: trees, paths, information, files and parts of them."""
+"""The Hub's clients read trees, paths, information, files and parts of files."""
 
 import hashlib
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may do what, and how the Hub's client is told."""
+"""Rights of users and tokens, and the errors that the Hub's client raises when a right is missing."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Uploads and reads by Xet; in processes of their own, since hf_xet keeps what it knows of a storage."""
+"""Uploads and reads by Xet, in processes of their own because hf_xet remembers what it learns about a storage."""
 
 import hashlib
 import os
@@ -53,7 +53,10 @@ print(json.dumps([sorted(path.name for path in folder.glob("data/*")), part]))
 def test_files_that_were_uploaded_by_xet_are_read_by_it_and_without_it(
     xet_hub: Hub, tmp_path: Path, xet_again: bool
 ) -> None:
-    """Blocks of a file that compresses, of numbers whose bytes are grouped by fours, and of noise."""
+    """The files hold text that compresses well, numbers whose bytes Xet groups by fours, and noise.
+
+    Together they have every kind of chunk.
+    """
     numbers = pa.array(range(40_000), pa.float32()).buffers()[1].to_pybytes()
     contents = {"a.parquet": os.urandom(300_000), "b.parquet": b"hello " * 60_000, "c.parquet": numbers * 2}
     for name, content in contents.items():
@@ -87,7 +90,7 @@ def test_processes_upload_by_xet_at_once(xet_hub: Hub, tmp_path: Path) -> None:
 
 
 def test_a_file_of_parts_of_another_is_put_together_from_any_byte_to_any_other(xet_hub: Hub, tmp_path: Path) -> None:
-    # Seeded: where chunks end depends on the bytes, and they are as long as 128 KiB.
+    # The bytes have a seed, because they decide where chunks end. A chunk may have 128 KiB.
     noise, more = (random.Random(seed).randbytes(size) for seed, size in ((0, 2_000_000), (1, 300_000)))
     (tmp_path / "a.parquet").write_bytes(noise)
     (tmp_path / "b.parquet").write_bytes(noise[:1_000_000] + more + noise[1_000_000:])
@@ -107,7 +110,7 @@ def test_a_file_of_parts_of_another_is_put_together_from_any_byte_to_any_other(x
 
 
 def assembled(told: Any) -> bytes:
-    """The terms' bytes, from the ranges of blocks that are told of for them."""
+    """Return the joined bytes of a reconstruction's terms, fetched from the ranges of blocks that it names."""
     pieces = []
     for term in told["terms"]:
         found = next(one for one in told["fetch_info"][term["hash"]] if one["range"] == term["range"])

@@ -1,4 +1,4 @@
-"""What changes a repository: creation, uploads that are announced, commits, tags, branches."""
+"""Answers to requests that change a repository: creation, announced uploads, commits, tags and branches."""
 
 import base64
 import json
@@ -52,7 +52,10 @@ def validate_yaml(exchange: Exchange) -> Answer:
 
 
 def preupload(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """How each file is to be sent, whether it is to be left out, and its object's name if it is there."""
+    """Answer how each file must be sent and whether it must be left out.
+
+    If the repository has the path already, the answer includes its object name.
+    """
     blobs = repository.branch(revision).blobs
     ignored = exchange.json.get("gitIgnore")
     if ignored is None:
@@ -69,7 +72,7 @@ def preupload(exchange: Exchange, repository: Repository, revision: str) -> Answ
 
 
 def commit(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """Its lines are a header and then one for each file or folder that is written or deleted."""
+    """Make a commit from the lines of the body: a header, then one line for each file or folder to write or delete."""
     if exchange.says("create_pr"):
         raise RefusedError(501, "this Hub has no pull requests")
     header, *changes = (json.loads(line) for line in exchange.body.splitlines())

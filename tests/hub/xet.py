@@ -1,7 +1,7 @@
-"""Where Xet's clients put files: blocks of compressed chunks (xorbs), and which chunks of which blocks make a file.
+"""Storage of Xet: blocks of compressed chunks (xorbs), and for each file the list of the chunks that it consists of.
 
-The layouts are those of version 2 shards and of version 0 chunks, which hf_xet writes. Hashes are written as their four
-64-bit words, each in hexadecimal.
+Shards have the layout of version 2 and chunks that of version 0, as hf_xet writes them. A hash is written as its four
+64-bit words in hexadecimal.
 """
 
 import struct
@@ -23,7 +23,10 @@ UNCOMPRESSED, LZ4, GROUPED_LZ4 = range(3)
 
 @dataclass(frozen=True)
 class Segment:
-    """Chunks from `start` up to `end` of a block, `size` bytes when decompressed."""
+    """Consecutive chunks of the block `xorb`, from the chunk `start` to the one before `end`.
+
+    `size` is the number of their bytes when decompressed.
+    """
 
     xorb: str
     start: int
@@ -44,14 +47,14 @@ class XetFile:
 
 @dataclass
 class XetStore:
-    """Blocks lie in the folder, under their hashes."""
+    """Blocks, stored in `folder` under their hashes, and the files that consist of chunks of these blocks."""
 
     folder: Path
     by_hash: dict[str, XetFile] = field(default_factory=dict)
     by_sha256: dict[str, XetFile] = field(default_factory=dict)
 
     def put_xorb(self, name: str, content: bytes) -> bool:
-        """False where it was there."""
+        """Store a block, and return whether it is new."""
         if (self.folder / name).exists():
             return False
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -78,14 +81,14 @@ class XetStore:
         return b"".join(chunk.content(xorb) for chunk in list(chunks_of(xorb))[segment.start : segment.end])
 
     def bytes_of(self, segment: Segment) -> tuple[int, int]:
-        """The first byte of a segment in its block, and the last."""
+        """Return the positions, in its block, of the first and the last byte of a segment."""
         chunks = list(chunks_of(self.xorb(segment.xorb)))[segment.start : segment.end]
         return chunks[0].at, chunks[-1].at + Chunk.HEADER + chunks[-1].compressed_size - 1
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """`at` is the first byte of its header."""
+    """A compressed chunk. `at` is the position, in its block, of the first byte of the chunk's header."""
 
     HEADER = 8
     at: int
@@ -103,7 +106,7 @@ class Chunk:
 
 
 def chunks_of(xorb: bytes) -> Iterator[Chunk]:
-    """Up to the end, or to the footer, which begins with another byte than a chunk's version."""
+    """Yield the chunks of a block. They end at the footer, if there is one, because its first byte is not 0."""
     at = 0
     while at < len(xorb) and xorb[at] == 0:
         compressed, scheme, size = xorb[at + 1 : at + 4], xorb[at + 4], xorb[at + 5 : at + 8]
@@ -113,7 +116,7 @@ def chunks_of(xorb: bytes) -> Iterator[Chunk]:
 
 
 def ungrouped(grouped: bytes) -> bytes:
-    """Undoes the order of every fourth byte together."""
+    """Restore the order of bytes that were grouped by their position modulo 4."""
     plain, at = bytearray(len(grouped)), 0
     for remainder in range(4):
         size = len(range(remainder, len(grouped), 4))

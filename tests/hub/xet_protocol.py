@@ -1,6 +1,6 @@
-"""How Xet's clients speak with the Hub, which gives them tokens, and with the storage, version 1 of its protocol.
+"""Version 1 of the protocol by which Xet's clients get tokens from the Hub and exchange data with the storage.
 
-hf_xet asks for version 2 and for grants first, is told that they are not there, and goes on with this.
+hf_xet first asks for version 2 and for grants. It is told that neither exists, and continues with version 1.
 """
 
 import re
@@ -15,7 +15,7 @@ HOUR = 3600
 
 
 def token(exchange: Exchange, repository: Repository, scope: str, revision: str) -> Answer:
-    """Where the storage is, and leave to read it or to write to it for an hour."""
+    """Answer with the storage's address and a token that allows reading or writing there for an hour."""
     store_of(exchange)
     if scope == "write":
         exchange.check_may_write(repository.owner)
@@ -52,12 +52,12 @@ def take_shard(exchange: Exchange) -> Answer:
 
 
 def give_xorb(exchange: Exchange, name: str) -> Answer:
-    """As by a signed URL, so without a token."""
+    """Answer with a block. The request needs no token, as if its URL were signed."""
     return Answer(200, store_of(exchange).xorb(name), {"Accept-Ranges": "bytes"})
 
 
 def reconstruction(exchange: Exchange, name: str) -> Answer:
-    """Which bytes of which blocks make a file, or the range of it that is asked for."""
+    """Answer which bytes of which blocks make up a file, or the requested range of the file."""
     store = checked_store(exchange, "read", "write")
     if name not in store.by_hash:
         raise RefusedError(404, f"no file {name}")

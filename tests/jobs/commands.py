@@ -1,4 +1,4 @@
-"""Commands in recipes, parsed by Ray's own parser and by that of the main job."""
+"""Commands in recipes, parsed by the parsers of Ray and of the commands themselves."""
 
 import re
 import shlex
@@ -40,7 +40,7 @@ def annotations(commands: Sequence[str], monkeypatch: pytest.MonkeyPatch) -> lis
 
 
 def understood(flags: Sequence[str], monkeypatch: pytest.MonkeyPatch, module: str) -> Any:
-    """Return the settings of a command, from its own parser."""
+    """Return the settings that the command line parser of a module reads from the flags."""
     seen: list[Any] = []
 
     @wraps(command_of(module))
@@ -60,7 +60,7 @@ def require_submit(options: str) -> None:
 
 
 def ray_start_flags(command: str) -> dict[str, Any]:
-    """Return the parameters of `ray start`, and fail on an unknown one."""
+    """Return the parameters of a `ray start` command, and fail if one of its flags is unknown."""
     words = shlex.split(command)
     assert words[:2] == ["ray", "start"]
     return dict(start.make_context("start", words[2:]).params)

@@ -1,4 +1,7 @@
-"""Audit of a model that is a Markov chain: figures in tables and files, by a column, above unseen text."""
+"""Audit of a language model that predicts as a Markov chain does.
+
+Its figures are in tables and files, for each document, for each value of a column, and above those of unseen text.
+"""
 
 import csv
 from pathlib import Path
@@ -32,7 +35,10 @@ def drawn(documents: int, seed: int) -> Drawn:
 
 
 def write_planted(folder: Path) -> Path:
-    """Write 20 documents of the chain and a copy of the first: labels of site b are 1 nat above the surprisals."""
+    """Write 20 documents of the chain and a copy of the first one.
+
+    Their labels are the surprisals, and 1 nat more in the documents of site b.
+    """
     found = drawn(20, 1)
     tokens, nats = [*found.tokens_MT.tolist()] * 2, [*found.surprisal_MT] * 2
     sites = [None if row == 20 else "b" if row % 2 else "a" for row in range(21)]
@@ -45,7 +51,7 @@ def write_planted(folder: Path) -> Path:
 
 
 def table_rows(printed: str) -> dict[str, list[str]]:
-    """Return the cells of each row by its first cell."""
+    """Return the other cells of each row of the tables, by the row's first cell."""
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     return {cells[0].strip(): cells[1:] for cells in lines}
 
@@ -53,7 +59,7 @@ def table_rows(printed: str) -> dict[str, list[str]]:
 def test_figures_are_printed_and_written_by_document_and_by_a_column(
     run_command: RunCommand, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The chain is known to the model, which reads the symbol 0 before a window, so that its first token is off."""
+    """The model predicts as the chain does, so that its losses differ from the labels by the planted amounts only."""
     labels, unseen, output = write_planted(tmp_path / "labels"), drawn(30, 2), tmp_path / "out"
     of_tokens: dict[str, Any] = {"vocabulary": SYMBOLS, "tokenizer_sha256": None}
     reference = write_annotated(
@@ -103,7 +109,7 @@ def test_figures_are_printed_and_written_by_document_and_by_a_column(
 def test_a_limit_bounds_the_documents_and_a_window_what_is_read(
     run_command: RunCommand, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A window of one token shows the model nothing but the start token, so that it knows less than the labels."""
+    """In a window of one token, the model sees nothing but the start token, so that its losses exceed the labels."""
     labels = write_planted(tmp_path / "labels")
     flags = ("--model", model, "--labels", labels, "--limit", 2)
     assert run_command(JOB, *flags) == 0
@@ -117,7 +123,10 @@ def test_a_limit_bounds_the_documents_and_a_window_what_is_read(
 def test_documents_whose_labels_cannot_move_are_counted(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model has another tokenizer; the letters of a word are not what the dataset's tokenizer makes of it."""
+    """The model has another tokenizer than the dataset.
+
+    One document has a token for each letter of a word, but the dataset's tokenizer encodes the word differently.
+    """
     tokenizer, other = load_tokenizer(SHIPPED / "tokenizer"), load_tokenizer(SHIPPED / "tokenizer")
     texts = sample_texts(3, 200)
     tokens = [ids.tolist() for ids in encode(tokenizer, texts)]

@@ -39,7 +39,7 @@ def groups_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def nodes(tree: Any) -> Iterator[dict[str, Any]]:
-    """Yield every mapping in a document."""
+    """Yield every mapping in a parsed YAML document, at any depth."""
     if isinstance(tree, dict):
         yield tree
     for child in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
@@ -103,14 +103,14 @@ def test_containers_may_only_compute_and_ray_asks_for_its_token(manifest: Path) 
 
 
 def rule_for(name: str) -> str:
-    """Return the launcher's comment, which must contain `name`."""
+    """Return the comment at the beginning of the launcher's recipe, and fail if `name` is not in the comment."""
     comment = LAUNCHER.read_text(encoding="utf-8").partition("\ncluster_name")[0]
     assert name in comment
     return comment
 
 
 def test_the_launchers_nodes_are_closed_and_have_only_the_rights_they_need() -> None:
-    """By default Ray opens port 22 to the internet, and gives its head all rights over EC2 and S3."""
+    """By default, Ray opens port 22 to the internet and gives the head node all rights over EC2 and S3."""
     for name, kind in read(LAUNCHER)["available_node_types"].items():
         node = kind["node_config"]
         assert node["SecurityGroupIds"] == ["sg-of-yours"], "else Ray makes one that is open"
@@ -170,7 +170,7 @@ def test_commands_in_a_recipe_are_understood(recipe: Path, monkeypatch: pytest.M
 
 
 def test_a_ray_started_by_hand_and_its_jobs_have_a_token() -> None:
-    """By default, the cluster uses a token that another Ray left in ~/.ray, and `ray job submit` does not."""
+    """Without a token of its own, a cluster uses one that another Ray left in ~/.ray, but `ray job submit` does not."""
     by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text(encoding="utf-8")]
     assert len(by_hand) == 2
     for recipe in by_hand:

@@ -54,7 +54,7 @@ def lines(file: Path) -> list[dict[str, str]]:
 
 
 def test_one_training_flag_keeps_the_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A flag once restored the defaults of large trainings: batches four times too large."""
+    """Setting one flag once gave all others the defaults of large trainings, with batches four times too large."""
     received: list[Config] = []
 
     def command(config: Config) -> None:
@@ -136,7 +136,7 @@ def test_trials_end_when_the_command_is_killed(tiny: tuple[object, ...], tmp_pat
 
 @pytest.fixture
 def datasets(tmp_path: Path) -> tuple[Path, Path]:
-    """The same twenty documents, labelled twice."""
+    """Write two datasets of the same twenty documents, each with its own random labels."""
     random = np.random.default_rng(0)
     tokens = [random.integers(200, size=70).tolist() for _ in range(20)]
     folders = tmp_path / "one", tmp_path / "two"

@@ -1,4 +1,4 @@
-"""Training with labels that starts from a checkpoint: its weights, tokenizer and sizes, and what is refused."""
+"""Training with labels that starts from a checkpoint takes over its weights, tokenizer and sizes, or is refused."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def start(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Twenty texts in the shipped tokenizer's tokens."""
+    """Write a dataset of twenty texts in the shipped tokenizer's tokens, with random labels."""
     random = np.random.default_rng(0)
     tokens = [ids_N.tolist() for ids_N in encode(load_tokenizer(SHIPPED / "tokenizer"), sample_texts(20, 150))]
     folder = write_annotated(tmp_path / "labels", tokens, [random.gamma(2, size=len(ids)).tolist() for ids in tokens])

@@ -32,13 +32,16 @@ from tests.verify.datasets import verified
 JOB = "jobs.fit_calibration"
 LANGUAGES = ["en", "de", None, "fr"] * 6
 PLANTED = {"en": (0.5, 1.0), "de": (1.5, -0.5), "fr": (1.0, 0.25), None: (1.0, 0.25)}
-"""Slope and bias that make the reference's labels, by language."""
+"""Slope and bias of the line from a document's labels to the reference's labels, by the document's language."""
 TO_LABEL = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--rows-per-unit", 5)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write documents of four languages, two of them empty, a checkpoint and a tokenizer with fewer tokens."""
+    """Write documents, a checkpoint, and a tokenizer with fewer tokens than that of the checkpoint.
+
+    A document is in one of three languages or has none. Two documents are empty.
+    """
     folder = tmp_path_factory.mktemp("calibration")
     texts: list[str | None] = [f"{number} {text}" for number, text in enumerate(sample_texts(12, 150) * 2)]
     texts[5], texts[10] = "", None
@@ -60,7 +63,10 @@ def label(folder: Path, run_command: RunCommand) -> Callable[..., int]:
 
 
 def write_reference(cheap: Path, folder: Path) -> Path:
-    """Write the dataset of a better labeller: planted lines of the labels of `cheap`, as a dataset of one column."""
+    """Write a reference, as if a better model had labelled the documents of the dataset `cheap`.
+
+    Its only column of labels is `entropy`, computed from the labels of `cheap` by the lines in PLANTED.
+    """
     dataset = find_annotations(str(cheap))
     provenance = replace(dataset.provenance, model="better", label_columns=(ENTROPY,), method="causal")
     schema = annotated_schema(pa.schema([("language", pa.string())]), provenance)
@@ -76,7 +82,7 @@ def write_reference(cheap: Path, folder: Path) -> Path:
 
 @pytest.fixture
 def sets(label: Callable[..., int], tmp_path: Path) -> tuple[object, ...]:
-    """Label the documents, and return the flags that name these labels, in `cheap`, and a reference in `better`."""
+    """Label the documents in `cheap`, write a reference in `better`, and return the flags that name both datasets."""
     assert label(tmp_path / "cheap") == 0
     return ("--labels", tmp_path / "cheap", "--reference", write_reference(tmp_path / "cheap", tmp_path / "better"))
 
@@ -199,7 +205,7 @@ def test_an_identity_changes_no_label(label: Callable[..., int], tmp_path: Path,
 def test_a_reference_of_other_tokens_is_moved(
     label: Callable[..., int], folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The same model labels in its own tokens and, as the reference, in those of a smaller tokenizer."""
+    """One model labels in the tokens of a smaller tokenizer and, as the reference, in its own tokens."""
     assert label(tmp_path / "cheap", "--tokenizer", folder / "small", "--keep-text") == 0
     assert label(tmp_path / "better") == 0
     sets = ("--labels", tmp_path / "cheap", "--reference", tmp_path / "better", "--output", tmp_path / "moved.json")
@@ -222,7 +228,7 @@ def test_a_reference_of_other_tokens_is_moved(
 @pytest.mark.pretrained
 @pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")
 def test_shipped_labels_get_the_scale_of_smollm2(run_command: RunCommand, tmp_path: Path) -> None:
-    """Labels of the shipped estimator are too high and too spread; docs/accuracy.md has figures of more documents."""
+    """The shipped estimator's labels are too high and vary too much. docs/accuracy.md has figures of more documents."""
     texts = pq.read_table(os.environ["FINEWEB"]).column("text").to_pylist()[:40]
     write_documents(tmp_path / "in.parquet", [text[:1000] for text in texts])
     label = ("pipeline.annotate", "--workers", 0, "--input", tmp_path / "in.parquet")

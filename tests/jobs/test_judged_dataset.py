@@ -1,4 +1,4 @@
-"""The recipe of a dataset to judge labels by, carried out against the Hub for tests, and the card that it leaves."""
+"""The recipe of a dataset for judging other labels is run against the Hub for tests, and publishes a finished card."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Agreement of two planted datasets: of all documents, by length and by a column."""
+"""Agreement of two datasets with planted labels: in all documents, by length and by a column."""
 
 from pathlib import Path
 
@@ -20,7 +20,10 @@ def rows_of(printed: str) -> dict[str, list[str]]:
 def test_figures_are_printed_for_all_documents_by_length_and_by_a_column(
     tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A site's labels are 1 nat too high, and another's are as the reference's; the third document is nobody's."""
+    """The labels of site a are 1 nat above the reference's labels, and those of site b equal them.
+
+    The third document has no site and is missing from the reference.
+    """
     random = np.random.default_rng(0)
     tokens = [random.integers(90, size=length).tolist() for length in (100, 300, 20, 1100, 5)]
     nats = [random.gamma(2, 1.5, len(ids)).astype(np.float32) for ids in tokens]

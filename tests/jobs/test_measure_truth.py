@@ -1,4 +1,7 @@
-"""Truth measurement in miniature: every method and introduction on two sources, in real processes, with every file."""
+"""Truth measurement in miniature, in real processes and with all output files.
+
+Every label method, every introduction of the embedding into the decoder, and ensembles are measured on two sources.
+"""
 
 import csv
 import shutil

@@ -1,4 +1,4 @@
-"""Recipes at the paper's scale: their dry run has the hours that they state, and shrunk they train."""
+"""Recipes at the paper's scale: a dry run prints the hours that a recipe states, and a shrunk recipe trains."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ TOKENS_OF_STEP = 65_536
 
 
 def head(recipe: Path) -> str:
-    """Return the comments at the beginning of a recipe, with each paragraph on one line."""
+    """Return the comments of a recipe, joined to one line."""
     lines = [line[1:].strip() for line in recipe.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
     return " ".join(lines).replace("\\ ", "")
 
@@ -42,9 +42,9 @@ def launch(recipe: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with documents as tokens, `tokens.parquet`, and with labels, `labels`."""
+    """Write random documents as token ids, in `tokens.parquet`, and as an annotated dataset, in `labels`."""
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
-    # More than 30 steps, so that the last and smaller one of an epoch hardly counts.
+    # An epoch has more than 30 steps, so that the last one, which is smaller, hardly counts.
     tokens = [random.integers(VOCABULARY, size=size).tolist() for size in random.integers(900, 3000, 1200)]
     pq.write_table(pa.table({"input_ids": pa.array(tokens, pa.list_(pa.int32()))}), folder / "tokens.parquet")
     labels = [random.gamma(2, 1.5, len(ids)).tolist() for ids in tokens]
@@ -100,7 +100,7 @@ def test_the_dry_run_has_the_hours_that_a_recipe_states(
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_that_is_shrunk_trains(recipe: Path, data: Path, tmp_path: Path) -> None:
-    """In a process of its own, since a process trains in one precision only."""
+    """The training runs in a process of its own, since a process can train in one precision only."""
     settings, output = yaml.safe_load(recipe.read_text(encoding="utf-8")), tmp_path / "out"
     sizes = {name: SMALL[name] for name in settings["model"] if name in SMALL}
     shrunk = [part for name, size in sizes.items() for part in (f"--model.{name.replace('_', '-')}", size)]

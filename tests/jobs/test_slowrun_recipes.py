@@ -1,4 +1,7 @@
-"""Recipes after NanoGPT Slowrun's rules: understood, shrunk they train, and the large one costs what is stated."""
+"""Recipes that follow the rules of NanoGPT Slowrun.
+
+Their commands parse, a shrunk recipe trains, and the large recipe costs as much as it states.
+"""
 
 import re
 import shlex
@@ -27,7 +30,7 @@ from tests.jobs.test_paper_recipes import head
 FULL, LAPTOP = (ROOT / "jobs" / name for name in ("slowrun.yaml", "slowrun_laptop.yaml"))
 PAGE = ROOT / "docs" / "scoreboards.md"
 GPT2 = 50_257
-"""Ids of the tokenizer in the contest."""
+"""Number of ids of GPT-2's tokenizer, which the contest uses."""
 TOKENS = {FULL: 100_000_000, LAPTOP: 100_000}
 TOKENS_OF_DOCUMENT = 670
 
@@ -63,7 +66,7 @@ def test_a_recipe_reads_a_tenth_more_than_it_trains_on_for_validation(
 
 @pytest.mark.parametrize("recipe", [FULL, LAPTOP], ids=lambda path: path.stem)
 def test_a_recipe_that_is_shrunk_trains(recipe: Path, tmp_path: Path) -> None:
-    """In a process of its own, since a process trains in one precision only."""
+    """The training runs in a process of its own, since a process can train in one precision only."""
     random = np.random.default_rng(0)
     tokens = [random.integers(97, size=size).tolist() for size in random.integers(20, 90, 24)]
     labels = [random.gamma(2, 1.5, len(ids)).tolist() for ids in tokens]
@@ -78,7 +81,7 @@ def test_a_recipe_that_is_shrunk_trains(recipe: Path, tmp_path: Path) -> None:
 
 
 def test_the_large_recipe_costs_what_it_and_its_page_state(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model has no storage: in float32 it would take 5 GB."""
+    """The model is built without memory for its weights, which would take 5 GB in float32."""
     config = settings_of(FULL, monkeypatch)
     with torch.device("meta"):
         model = new_language_model(stack_config(vocab_size=GPT2, **vars(config.model)), GPT2 - 1)

@@ -1,4 +1,4 @@
-"""Training on JSON lines with a custom name for the text."""
+"""Training on JSON lines whose text has another key than `text`."""
 
 import gzip
 import json

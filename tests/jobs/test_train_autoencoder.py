@@ -25,7 +25,7 @@ SIZES = (
 
 @pytest.fixture
 def command(tmp_path: Path) -> tuple[object, ...]:
-    """Arguments except --output, on twelve short texts."""
+    """Return a command that trains on twelve short texts. Only --output is missing."""
     documents = write_documents(tmp_path / "texts.parquet", sample_texts(12, 300))
     text = ("--input", documents, "--tokenizer", SHIPPED / "tokenizer", "--held-out", 2)
     return (JOB, *text, *SIZES, *STEPS)

@@ -1,4 +1,4 @@
-"""Estimators around a language model, by the commands that train them and label with them."""
+"""Estimators around a language model, trained by one command and used for labels by another."""
 
 import json
 from pathlib import Path

@@ -184,7 +184,7 @@ def test_missing_or_non_numeric_labels_are_refused(
 
 
 def moving_labels(folder: Path, documents: list[list[int]]) -> Path:
-    """Write an annotated dataset of these documents, with the shipped tokenizer."""
+    """Write an annotated dataset of these token ids, with the shipped tokenizer, by which its labels can move."""
     write_annotated(folder, documents, [[1.0] * len(ids) for ids in documents])
     copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
     return folder

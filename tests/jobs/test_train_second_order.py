@@ -1,6 +1,6 @@
-"""Second-order model that starts from a language model: before its first step, both label alike.
+"""A second-order model that starts from a language model labels as that model does, before the first training step.
 
-Labels come from the command that makes them, with a window and a start token that are not defaults.
+pipeline.annotate makes the labels, with a window and a start token that are not the defaults.
 """
 
 import json
@@ -55,7 +55,10 @@ def causal(tmp_path: Path) -> Path:
 
 
 def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
-    """Return the job's model, and R² of its seeing output and of its language-model loss, as evaluated by the job."""
+    """Return the job's model before training, R² of its seeing output, and R² of its language model's loss.
+
+    Both are computed against the labels of the held-out documents, in the job's windows.
+    """
     plan = Prepared.of(config)
     seen, held_out = read_documents(plan)
     model = frozen(initial_model(plan, plan.starts[0], seen.given_labels))
@@ -150,7 +153,10 @@ def test_an_adapter_of_a_language_model_is_trained_on_its_labels_and_labels_like
 def test_a_second_order_model_is_trained_further_from_its_own_estimates(
     settings: tuple[str, ...], run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
 ) -> None:
-    """The second training learns labels of another mean and deviation."""
+    """The labels of the second training have another mean and deviation.
+
+    Its model must begin with the estimates of the first one nevertheless.
+    """
     pytest.importorskip("peft") if "lora" in settings else None
     labels, first = tmp_path / "labels", tmp_path / "first"
     assert run_command(*ANNOTATE, *WINDOWS, "--estimator", causal, "--input", documents, "--output", labels) == 0

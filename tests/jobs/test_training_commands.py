@@ -1,4 +1,7 @@
-"""Every training command, in one process or more, killed or stopped and resumed, sharded or not: the same model."""
+"""Every training command makes the same model, no matter how it is run.
+
+It may run in one process or several, with shards or without, and in one go or resumed after a kill or a stop.
+"""
 
 import os
 import signal
@@ -36,7 +39,7 @@ SHARDS = Path(__file__).parents[2] / "jobs" / "fsdp.yaml"
 
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object, ...]]:
-    """Each job with its flags except --output, on the same sixty documents."""
+    """Return each job's command on the same sixty documents, by the job's name. Only --output is missing."""
     folder, random = tmp_path_factory.mktemp("documents"), np.random.default_rng(0)
     tokens = [random.integers(97, size=random.integers(5, 60)).tolist() for _ in range(60)]
     nats = [np.where(random.random(len(ids)) < 0.3, np.nan, random.gamma(2, 1.5, len(ids))) for ids in tokens]
@@ -62,14 +65,14 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[object
 
 
 def launched(launcher: tuple[object, ...], *command: object) -> subprocess.Popen[str]:
-    """Run a command with a real launcher, each of whose processes imports torch."""
+    """Start a command by a real launcher. This is slow, because each of its processes imports torch."""
     words = [sys.executable, "-m", *map(str, (*launcher, *command))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def as_accelerate_sets_it() -> dict[str, str]:
-    """Environment that `accelerate launch` gives to the processes of a sharded training."""
+    """Return the environment variables that `accelerate launch` sets in the processes of a sharded training."""
     words = ["--config_file", str(SHARDS), "--num_processes", "2", "-m", "module"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(words))
     environment: dict[str, str] = prepare_multi_gpu_env(arguments)
@@ -99,9 +102,10 @@ def wait_for_state(output: Path, process: Forked) -> None:
 def compare_processes(
     command: tuple[object, ...], folder: Path, run: Callable[..., list[Any]], rounding: float = 1e-4
 ) -> None:
-    """Train in every way. `run` returns the processes that print, and all ways must yield the same model.
+    """Train in one process, in replicas and with shards, and require the same model from all three ways.
 
-    `rounding` is the largest difference of their metrics.
+    `run` starts a training in one of these ways and returns its processes. `rounding` is the largest difference of
+    metrics that is allowed.
     """
     ways = ("one", "replicated", "sharded")
     running = {way: run(way, *command, folder / way) for way in ways}
@@ -117,7 +121,10 @@ def compare_processes(
 
 
 def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ...]:
-    """A job's command without noise, since noise differs between processes."""
+    """Return a job's command without noise, since noise differs between processes.
+
+    The command ends with --output, whose folder is missing.
+    """
     noise = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
     return (*commands[job], *noise, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")
 
@@ -168,7 +175,7 @@ def test_a_dry_run_in_two_processes_measures_both_and_prints_once(
     assert "measured on 2 CPU processes here" in main and not other and not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow  # the test above sets what they set, and README's commands run `accelerate launch` in both ways
+@pytest.mark.slow  # another test sets the launchers' variables, and README's commands run `accelerate launch` both ways
 def test_real_launchers_train_the_same_model_as_one_process(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""Pairs of documents from two datasets, and the figures of their agreement."""
+"""Documents that two datasets have in common, and figures of the agreement of their labels."""
 
 from pathlib import Path
 

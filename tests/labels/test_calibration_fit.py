@@ -1,4 +1,4 @@
-"""Fits to planted labels."""
+"""Fits of calibrations to labels whose relation to the reference is planted."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ PLANTED = {"a": (0.5, 1.0), "b": (2.0, -0.25), "c": (1.0, 0.0)}
 
 
 def planted(documents: int, tokens: int, noise: float = 0.0, seed: int = 0) -> list[Pair]:
-    """Return pairs whose reference is a planted line of the label, by domain, with noise."""
+    """Return pairs of documents. The reference is a planted linear function of the label, by domain, plus noise."""
     random = np.random.default_rng(seed)
     pairs = []
     for number in range(documents):

@@ -28,7 +28,7 @@ def numbers(*names: str) -> dict[str, Shape]:
 
 
 def teachers(*families: str) -> list[Teacher]:
-    """Models of different classes, each with a start token of its own."""
+    """Return models of different classes, each with its own start token."""
     return [Teacher(tiny_of_family(family), start) for start, family in enumerate(families, 3)]
 
 

@@ -91,7 +91,7 @@ def test_the_nats_move_to_the_tokens_of_our_tokenizer(labelled: Labelled) -> Non
 
 
 def test_its_pupil_is_nearer_to_it_than_the_exact_labels(labelled: Labelled) -> None:
-    """The shipped second-order model learned SmolLM2's labels of other text, and the shipped estimator none."""
+    """The shipped second-order model learned SmolLM2's labels of other texts. The estimator learned no labels."""
     tokens = encode_with_ends(load_tokenizer(SHIPPED / "tokenizer"), labelled.texts)
     moved = [
         move_nats(nats_S, ends_S, each.ends_T)

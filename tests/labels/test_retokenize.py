@@ -158,7 +158,7 @@ def test_a_byte_level_token_has_a_byte_for_each_of_its_characters(text: str, nam
 
 
 def test_tokens_that_split_an_emoji_end_at_its_bytes() -> None:
-    """The shipped tokenizer has two tokens for the joiner's three bytes, and four for each emoji's four."""
+    """The shipped tokenizer has two tokens for the joiner's three bytes, and four tokens for an emoji's four bytes."""
     assert byte_ends(tokenizer_of("shipped"), "👨\u200d👩") == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
@@ -167,7 +167,7 @@ def test_byte_tokens_of_one_run_of_characters_get_one_byte_each() -> None:
 
 
 def test_tokens_that_share_a_character_share_its_bytes_evenly() -> None:
-    """The space before the text has no character of its own, so it gets a fifth of the emoji."""
+    """The token of the added space has no character of its own. It shares the emoji's bytes with four byte tokens."""
     ends_T = encode_with_ends(tokenizer_of("unigram"), ["👨é"])[0].ends_T
     np.testing.assert_allclose(ends_T, [0.8, 1.6, 2.4, 3.2, 4, 6])
 

@@ -1,1 +1,1 @@
-"""Mistakes that a user can make: each with the command that makes it and what is said then."""
+"""Mistakes that a user can make, each with the command that makes it and the message that must follow."""

@@ -1,4 +1,4 @@
-"""Files, checkpoints and datasets that are wrong in one way each, and sound ones, in a folder that commands run in."""
+"""Files, checkpoints and datasets with one defect each, and sound ones, in a folder where commands run."""
 
 import gzip
 import json
@@ -38,7 +38,7 @@ LABELLED = LabelSettings(
     start_token=None,
 )
 SECRET = "hf_secretsecretsecret"
-# Of the checkpoints that an attacker prepares, one for each thing that is said.
+# Names of checkpoints that an attacker has prepared, one for each message that such checkpoints can cause.
 HOSTILE = (
     *("configuration a link", "nested deep", "long", "type list", "vocab_size 0", "many layers", "layers", "kernel"),
     *("index of pickle", "index of nothing", "index without map", "two of a name", "parts of ranks", "adapter"),
@@ -49,7 +49,7 @@ CODE = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
 
 
 def write_materials(folder: Path) -> None:
-    """Everything, named by what is wrong with it."""
+    """Write all materials into a folder, each named by its defect."""
     folder.chmod(0o755)
     _write_documents(folder)
     _write_checkpoints(folder)
@@ -88,7 +88,7 @@ def _write_tables(folder: Path) -> None:
 
 
 def _write_columns(folder: Path) -> None:
-    """Files whose columns do not go together."""
+    """Write files with columns that contradict each other or those of another file."""
     write_documents(folder / "words.parquet", ["a"], id=["one"])
     for name, names in (("classes", ["ham", "spam"]), ("other-classes", ["spam", "ham"])):
         feature = {"kind": {"names": names, "_type": "ClassLabel"}}
@@ -130,7 +130,7 @@ def _write_texts(folder: Path) -> None:
 
 
 def _write_large(folder: Path) -> None:
-    """Small files that would take much memory."""
+    """Write small files that would take much memory to read."""
     keys = ",".join(f'"k{number}":1' for number in range(10_001))
     (folder / "columns.jsonl").write_text(f'{{"text":"a",{keys}}}\n', encoding="utf-8")
     long = b'{"text": "' + b"a" * 70_000_000 + b'"}'
@@ -233,7 +233,7 @@ def _write_hostile(folder: Path) -> None:
 
 
 def _write_sidecars(folder: Path) -> None:
-    """A sidecar, its documents and others."""
+    """Write a sidecar, its documents, and documents that differ from these."""
     own = labelled([("a", (1, 2)), ("b", (3,)), ("c", (4, 5))])
     write_sidecar(folder, own)
     edited = [own[0], KeyedDocument("b", (3, 3)), own[2]]
@@ -299,7 +299,7 @@ def _write_datasets(folder: Path) -> None:
 
 
 def _write_trainings(folder: Path) -> None:
-    """Outputs of trainings that were begun or finished with other settings, or damaged."""
+    """Write output folders of trainings that were begun or finished with other settings, or that are damaged."""
     for name in ("training", "training-damaged"):
         (folder / name).mkdir()
         (folder / name / "metrics.jsonl").touch()
@@ -313,7 +313,7 @@ def _write_trainings(folder: Path) -> None:
 
 
 def _write_ledgers(sets: Path) -> None:
-    """Datasets of a stranger's, or from a damaged disk."""
+    """Write datasets such as a stranger or a damaged disk may leave."""
     for name in ("link-out", "pipe", "receipt-cut", "receipt-out", "shard-damaged", "report-damaged", "of-text"):
         shutil.copytree(sets / "run" / "out", sets / name)
     ledger = Path(LEDGER_FOLDER, "exact")

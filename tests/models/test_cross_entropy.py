@@ -20,12 +20,12 @@ CHUNK = 16
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks of 16 tokens at a vocabulary of 53; the budget is not a multiple of 53."""
+    """Make chunks of 16 tokens at a vocabulary of 53. The budget of logits is not a multiple of 53."""
     monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
 
 
 class Case:
-    """Inputs and upstream gradient, with the chunked and the plain loss."""
+    """Random inputs and an upstream gradient, with methods that compute the chunked and the plain loss."""
 
     def __init__(self, tokens: int, dtype: torch.dtype = torch.float64, *, scale: float = 1.0) -> None:
         torch.manual_seed(tokens)
@@ -61,7 +61,7 @@ class Case:
         return torch.autograd.grad(losses_N, leaves, self.upstream_N.to(losses_N.dtype), allow_unused=True)
 
     def gradients_of_sums(self, sums_SN: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of the sums, each with another weight for each token."""
+        """Return the gradients of a weighted total of the sums. The weights differ between sums and between tokens."""
         upstream_SN = torch.stack([(number + self.upstream_N).sin() for number in range(len(sums_SN))])
         leaves = [leaf for leaf in (self.hidden_ND, self.head_VD, self.bias_V) if leaf.requires_grad]
         return torch.autograd.grad(sums_SN, leaves, upstream_SN.to(sums_SN.dtype), allow_unused=True)

@@ -131,9 +131,9 @@ def test_noise_is_added_only_in_training_and_has_the_requested_size(place: str) 
 
 @pytest.mark.parametrize("introduction", ["token", "projection"])
 def test_an_estimator_starts_from_another(introduction: str) -> None:
-    """An estimator of the same variant has the same losses.
+    """An estimator that starts from an estimator of the same variant has the same losses.
 
-    An estimator that adds the embedding late has the losses of the other's decoder with an embedding of zeros.
+    If the new estimator adds the embedding late, its states are those of the given decoder with an embedding of zeros.
     """
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}

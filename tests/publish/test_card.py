@@ -65,7 +65,10 @@ def test_the_front_matter_has_what_the_hub_shows() -> None:
 
 
 def test_the_front_matter_has_the_features_of_columns() -> None:
-    """A column called `_type` would look like the mark of a type, so `datasets` must read the features from shards."""
+    """In the features of a card, a column called `_type` would be taken for the name of a type.
+
+    The card of such a dataset has no features, so that `datasets` reads them from the shards.
+    """
     known = Features(text=Value("string"), kind=ClassLabel(names=["no", "yes"]), shape=Array2D((2, 2), "int8"))
     for features, written in ((known, True), (known | {"_type": Value("string")}, False)):
         source = plain_schema(Features(features).arrow_schema, "a.parquet")

@@ -1,1 +1,1 @@
-"""Pages taken apart, and what makes their commands small: README.md, the tutorial and links are held against it."""
+"""Tests of README.md and docs/: their commands and snippets work, and their paths, flags and links exist."""

@@ -1,4 +1,4 @@
-"""The folder that the documentation's commands are run in, and how."""
+"""Fixtures for the documentation's commands: the folder in which they run, and a function that runs them."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,14 +21,14 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
 
 @pytest.fixture
 def there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The workspace's folder, which is this process's too."""
+    """Make the workspace's folder the working directory of this process, and return it."""
     monkeypatch.chdir(workspace.folder)
     return workspace.folder
 
 
 @pytest.fixture
 def run_here(workspace: Workspace, there: Path, run_command: RunCommand, ray_cluster: None) -> RunHere:
-    """Runs a command in this process, as its rule has it."""
+    """Return a function that runs a command in this process, changed by its rule, and asserts exit code 0."""
 
     def run(command: str) -> None:
         python, option, module, *arguments = workspace.words(rule_for(command).applied(command))

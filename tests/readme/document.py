@@ -1,7 +1,7 @@
-"""A page of the documentation taken apart: commands, Python, folder trees, links, and what stands between backticks.
+"""The parts of a page of documentation: commands, Python, trees of folders, links, and text between backticks.
 
-A block of code is a tree if it begins with a folder, a diagram if it has arrows, Python if it is that, and commands
-otherwise: a block of another kind needs a fence that names its language.
+A block of code without a language is a tree if it begins with a folder, a diagram if it has arrows, and Python if it
+can be parsed as Python. Otherwise it holds commands. A block of any other kind needs a fence that names its language.
 """
 
 import ast
@@ -22,21 +22,21 @@ ROOT = Path(__file__).parent.parent.parent
 Kind = Literal["commands", "python", "tree", "other"]
 
 COMMAND = re.compile(r"(\S*python -m|ray|accelerate launch|torchrun|make|docker|pip|kubectl) \S")
-"""How a command between backticks begins."""
+"""Pattern of the beginning of a command between backticks."""
 COMMENT = re.compile(r"(^|\s+)#.*")
 SHELLS = ("", "sh", "bash")  # languages of a fence around commands
-LONGEST_NAME = 20  # of a file in a tree, with its indentation: what stands farther to the right goes on a description
+LONGEST_NAME = 20  # characters of a file's name and indentation in a tree; text farther right continues a description
 
 
 class Document:
-    """The parts of a text in Markdown, each in its order."""
+    """A text in Markdown, divided into its parts. Every list is in the order of the text."""
 
     def __init__(self, text: str) -> None:
         self.tokens = MarkdownIt("commonmark").enable("table").parse(text)
 
     @cached_property
     def commands(self) -> list[str]:
-        """Without comments, on one line each; those that are given twice once."""
+        """Commands without comments, each on one line and listed once."""
         found: list[str] = []
         for token in self._flat():
             if token.type == "code_inline" and COMMAND.match(token.content):
@@ -47,7 +47,7 @@ class Document:
 
     @cached_property
     def steps(self) -> list[tuple[Kind, str]]:
-        """Blocks of commands and of Python, in the order that a reader meets them."""
+        """Kind and content of each block of commands or Python, in the order of the text."""
         blocks = [(kind_of(token), token.content) for token in self.tokens if is_block(token)]
         return [(kind, content) for kind, content in blocks if kind in ("commands", "python")]
 
@@ -58,23 +58,23 @@ class Document:
 
     @cached_property
     def trees(self) -> list[dict[str, str]]:
-        """What is said of each path of a tree of folders."""
+        """Trees of folders. Each is a dictionary from paths to their descriptions."""
         return [tree(token.content) for token in self.tokens if is_block(token) and kind_of(token) == "tree"]
 
     @cached_property
     def codes(self) -> list[str]:
-        """What stands between backticks."""
+        """Texts between backticks, without the blocks of code."""
         return [token.content for token in self._flat() if token.type == "code_inline"]
 
     @cached_property
     def links(self) -> list[str]:
-        """Where links and pictures lead."""
+        """Targets of links, and sources of pictures."""
         found = (token.attrGet({"link_open": "href", "image": "src"}.get(token.type, "")) for token in self._flat())
         return [str(target) for target in found if target is not None]
 
     @cached_property
     def anchors(self) -> set[str]:
-        """Of headings, as GitHub names them: words with dashes between, numbered from the second of a name on."""
+        """Anchors of headings as GitHub names them: words joined by dashes, and a number if the name is repeated."""
         seen: Counter[str] = Counter()
         found: set[str] = set()
         for opening, inline in pairwise(self.tokens):
@@ -96,7 +96,7 @@ def is_block(token: Token) -> bool:
 
 
 def kind_of(block: Token) -> Kind:
-    """What a block of code is, by its language where a fence names one."""
+    """Return the kind of a block of code, by the language of its fence or else by its content."""
     language, content = block.info.strip(), block.content
     if language == "python":
         return "python"
@@ -120,7 +120,10 @@ def lines_of(block: str) -> Iterator[str]:
 
 
 def tree(block: str) -> dict[str, str]:
-    """The paths of a tree, two spaces deeper for each folder, with what is said of them; `a, b` are two paths."""
+    """Return the description of each path in a tree, by path.
+
+    The content of a folder is indented by two more spaces than the folder. `a, b` are two paths with one description.
+    """
     found: dict[str, str] = {}
     names: list[str] = []
     folders: list[str] = []
@@ -139,14 +142,14 @@ def tree(block: str) -> dict[str, str]:
 
 
 def unknown_names(snippet: str, known: set[str]) -> set[str]:
-    """Names that a snippet reads and neither makes, nor imports, nor takes from `known` or Python itself."""
+    """Return the names that a snippet reads, except its own, its imports, those in `known` and Python's built-ins."""
     nodes = [*ast.walk(ast.parse(snippet))]
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     return read - names_of(snippet) - known - set(dir(builtins))
 
 
 def names_of(snippet: str) -> set[str]:
-    """Names that a snippet makes or imports, those of functions' arguments among them."""
+    """Return the names that a snippet assigns, defines or imports, including the arguments of functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(snippet)):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -161,7 +164,7 @@ def names_of(snippet: str) -> set[str]:
 
 
 def files_for_docker(command: str) -> set[str]:
-    """The files that a docker command names, or reads where it names none."""
+    """Return the files that a docker command names with `-f`, or else the default file that it reads."""
     words = shlex.split(command)
     named = {after for word, after in pairwise(words) if word in ("-f", "--file")}
     read = {"build": "Dockerfile", "compose": "compose.yaml"}

@@ -1,4 +1,4 @@
-"""What makes each command of a page small enough for a test; a command that no rule knows is an error."""
+"""Rules that make each command of a page small enough for a test. A command without a rule is an error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Literal
 Way = Literal["here", "process", "peer", "internet", "cluster", "make", "tests", "measurement", "docker"]
 
 PLACEHOLDERS = {"USER/NAME": "user/name"}
-"""What stands for any repository, and the one of the Hub for tests."""
+"""Placeholders of repositories in the pages, and the repositories of the test Hub that replace them."""
 
 _SMOLLM2 = "--estimator smollm2"
 _TRAINING = "--training.steps 2 --training.tokens-per-batch 512"
@@ -20,23 +20,26 @@ _ENCODER = (
 
 @dataclass(frozen=True)
 class Rule:
-    """How the commands are run that begin in one way."""
+    """How commands with the same beginning are changed and run."""
 
     begins: str
     way: Way = "here"
-    """here: in this process. process: in one of its own, with the Hub for tests. peer: as process, where lm-eval is
-    installed. cluster: on a Ray head. The others are looked at and not run: lm-eval's tasks that need the internet,
-    make's targets, the marks of tests, the flags of measurements, docker's files."""
+    """How the command is run.
+
+    here: in this process. process: in its own process, with the test Hub. peer: like process, if lm-eval is installed.
+    cluster: as a job of a Ray head. Commands of the other ways are not run, and a test checks only a part of each.
+    internet: lm-eval's tasks. make: the target. tests: the marks. measurement: the flags. docker: the files.
+    """
     changed: Mapping[str, str] = field(default_factory=dict)
-    """Parts of the command, and what takes their place."""
+    """Parts of the command, each with the text that replaces it."""
     added: str = ""
-    """Flags after what is written."""
+    """Flags that a test appends to the command."""
 
     def applied(self, command: str) -> str:
-        """The command that is run.
+        """Return the command that a test runs instead of the one on the page.
 
         Raises:
-            AssertionError: if it has not the parts that are to be changed.
+            AssertionError: if the command lacks a part that the rule changes.
         """
         for written, wanted in self.changed.items():
             assert written in command, f"the rule for `{self.begins}` changes {written}, which is not in `{command}`"
@@ -66,7 +69,7 @@ RULES = (
         changed={"--limit 164": "--limit 4"},
         added="--workers 0",
     ),
-    Rule(  # the labels of an untrained model need not rise with those to calibrate
+    Rule(  # a calibration needs labels that rise together, and an untrained model's may not
         "python -m pipeline.annotate --input documents.parquet --limit 300 --method causal",
         changed={f"--method causal {_SMOLLM2} --tokenizer": "--tokenizer"},
         added="--workers 0",
@@ -84,7 +87,7 @@ RULES = (
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
-        changed={"USER/NAME": "user/streamed"},  # next to what a folder is published as
+        changed={"USER/NAME": "user/streamed"},  # another repository than the one to which a folder is published
         added="--workers 0",
     ),
     Rule("python -m pipeline.report"),
@@ -172,7 +175,7 @@ RULES = (
         "accelerate launch --config_file",
         "process",
         changed={
-            "launch": "launch --main_process_port 0",  # any that is free
+            "launch": "launch --main_process_port 0",  # any free port
             "...": "--labels annotated --output model-in-shards",
         },
         added=f"{_TRAINING} {_MODEL}",
@@ -211,10 +214,10 @@ RULES = (
 
 
 def rule_for(command: str) -> Rule:
-    """Of the rules that know the command the one that knows most of it.
+    """Return the rule whose beginning fits the command. If several fit, return the one with the longest beginning.
 
     Raises:
-        AssertionError: if there is none; the message says what to add.
+        AssertionError: if no rule fits; the message says what to add.
     """
     known = [rule for rule in RULES if command.startswith(rule.begins)]
     assert known, (
@@ -225,5 +228,5 @@ def rule_for(command: str) -> Rule:
 
 
 def way_of(command: str) -> Way:
-    """How a command is run; one that nobody knows here, where that fails."""
+    """Return how a command is run: `here` if it has no rule, so that a test runs it and fails."""
     return rule_for(command).way if any(command.startswith(rule.begins) for rule in RULES) else "here"

@@ -11,7 +11,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
-    """Those into the API reference, which `make docs` writes, are checked there."""
+    """Links into the API reference are not checked here: `make docs` writes the reference and checks them."""
 
     def leads_nowhere(link: str) -> bool:
         if link.startswith(("https://", "api/")):

@@ -1,7 +1,8 @@
-"""Every command and snippet of README.md and docs/ is run, and every path and flag in them exists.
+"""Every command and snippet of README.md and docs/ is run or checked, and every path and flag in the text exists.
 
-Commands run in the order of PAGES in one folder, as they are written except for what tests/readme/rules.py makes small:
-later ones read what earlier ones wrote, so run this file as a whole. The tutorial and errors.md have their own tests.
+The commands run in one folder, in the order of PAGES. They run as written, except for the changes in
+tests/readme/rules.py that make them small. Run this file as a whole, because later commands read the files of earlier
+ones. The tutorial and errors.md have their own tests.
 """
 
 import importlib.util
@@ -48,7 +49,7 @@ FILES = [ROOT / "README.md", *(ROOT / "docs" / f"{page}.md" for page in PAGES)]
 MANUAL = Document("\n\n".join(file.read_text(encoding="utf-8") for file in FILES))
 MODULES = Document((ROOT / "docs" / "modules.md").read_text(encoding="utf-8"))
 GIVEN = {"model", "optimizer", "rank", "ranks"}
-"""Names that snippets take for granted: what a trainer or a loop has anyway."""
+"""Names that snippets may use without defining them, because every trainer or training loop has them."""
 PEERS = {
     "trl": ("trl",),
     "nemo_curator": ("nemo_curator",),
@@ -56,16 +57,16 @@ PEERS = {
     "litdata": ("litdata",),
     "torchtitan": ("torchtitan",),
 }
-"""Libraries that snippets import and the tests do not install, and the modules that they need."""
+"""Libraries that snippets import but the tests do not install, each with the modules that it needs."""
 PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet|txt|html)")
 MODULE = re.compile(r"(pipeline|jobs|schemas|tests)(\.\w+)+")
 FLAG = re.compile(r"--[a-z][a-z-]*(?:\.[a-z][a-z-]*)?")
 MADE_ELSEWHERE = {"quarantine/", "annotated-report/report.html", "opened.json", "export.json", "index.json"}
-"""Where units fail, by pipeline.report, by jobs.compare_objectives and by pipeline.export."""
+"""Paths from failed units, pipeline.report, jobs.compare_objectives or pipeline.export. The dataset here lacks them."""
 
 
 SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
-"""Trains as the launch before it does, with weights in shards."""
+"""Beginning of the command that trains like the launch before it on the page, but with the weights in shards."""
 
 
 def commands(*ways: Way) -> list[Any]:
@@ -75,7 +76,7 @@ def commands(*ways: Way) -> list[Any]:
 
 @pytest.fixture
 def annotated(there: Path, run_here: RunHere) -> Path:
-    """The dataset that README's first command writes."""
+    """Return the dataset `annotated`, which the pages' first command with `--output annotated` writes."""
     if not (there / "annotated").exists():
         run_here(next(command for command in MANUAL.commands if "--output annotated" in command))
     return there / "annotated"
@@ -107,7 +108,7 @@ def test_lm_eval_knows_the_tasks_though_their_data_are_not_fetched_here(command:
 
 
 def first_of(*given: str) -> list[Any]:
-    """The first, and the others as long repetitions."""
+    """Return the values as parameters of a test, all except the first marked as slow."""
     return [given[0], *(pytest.param(other, marks=pytest.mark.slow) for other in given[1:])]
 
 
@@ -149,7 +150,7 @@ def test_a_measurement_has_the_flags_though_it_is_not_made_here(command: str) ->
 
 
 def flags_in(spec: ModuleSpec) -> set[str]:
-    """Flags that a module of the tests, or the __main__ of a package, declares."""
+    """Return the flags that a module of the tests declares, or a package in its `__main__`."""
     folders = spec.submodule_search_locations
     file = Path(next(iter(folders)), "__main__.py") if folders else Path(str(spec.origin))
     return set(re.findall(r'add_argument\("(--[a-z-]+)"', file.read_text(encoding="utf-8")))
@@ -162,13 +163,13 @@ def test_docker_finds_the_files_though_it_is_not_run_here(command: str) -> None:
 
 @dataclass
 class Notebook:
-    """Snippets, each executed once, after those before it, with the names that they make."""
+    """Snippets that are executed in order, each of them once, and share their names."""
 
     names: dict[str, Any]
     executed: int = 0
 
     def execute(self, number: int) -> PreTrainedModel | None:
-        """Execute the snippets up to a number. Return the model that the last one got, or None if it cannot run."""
+        """Execute the snippets up to a number. Return the last one's given model, or None if its library is missing."""
         model = None
         for snippet in MANUAL.snippets[self.executed : number + 1]:
             model = self._executed(snippet) if runs_here(snippet) else None
@@ -195,7 +196,7 @@ def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
 
 @pytest.mark.parametrize("number", range(len(MANUAL.snippets)))
 def test_a_snippet_runs_and_trains(number: int, annotated: Path, notebook: Notebook) -> None:
-    """After those before it, whose names it may use. A model that it gets is trained by it."""
+    """A snippet may use the names of earlier snippets. If it uses the given `model`, it must train all weights."""
     model = notebook.execute(number)
     if model is None:
         pytest.skip("its library is not installed; another test looks at the snippet's names")
@@ -205,7 +206,7 @@ def test_a_snippet_runs_and_trains(number: int, annotated: Path, notebook: Noteb
 
 
 def runs_here(snippet: str) -> bool:
-    """True unless the snippet imports one of PEERS that is not installed."""
+    """Return False if the snippet imports a library of PEERS that is not installed."""
     imported = (needed for name, needed in PEERS.items() if f"from {name}" in snippet)
     return all(importlib.util.find_spec(module) is not None for needed in imported for module in needed)
 

@@ -1,4 +1,4 @@
-"""The stages of docs/python.md, run by the executors of their libraries, and the loader of docs/trainers.md."""
+"""Stages of docs/python.md, run by datatrove and NeMo Curator, and the loader of docs/trainers.md for torchtitan."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -25,7 +25,7 @@ SETTINGS = {"batch_invariant": True, "dtype": "float32"}
 
 
 def class_of(page: str, library: str, name: str) -> Any:
-    """Return a class that a page has for a library."""
+    """Return the class of this name from the page's snippet that imports the library."""
     file = ROOT / "docs" / page
     (snippet,) = (each for each in Document(file.read_text(encoding="utf-8")).snippets if f"from {library}" in each)
     names: dict[str, Any] = {"Labeller": Labeller}
@@ -34,7 +34,7 @@ def class_of(page: str, library: str, name: str) -> Any:
 
 
 def stage_of(library: str) -> Any:
-    """Return the class of the stage for a library."""
+    """Return the class that docs/python.md defines as a stage of this library's pipelines."""
     return class_of("python.md", library, "EntropyLabels")
 
 
@@ -72,7 +72,7 @@ def test_nemo_curator_adds_the_columns_to_its_batches() -> None:
 
 
 def titan_batches(reading: Iterator[Any], count: int) -> list[tuple[dict[str, list[Any]], list[Any]]]:
-    """Return the next batches of torchtitan's loader as lists."""
+    """Return the next `count` batches of torchtitan's loader, with lists instead of tensors."""
     batches = islice(reading, count)
     return [({name: values.tolist() for name, values in inputs.items()}, labels.tolist()) for inputs, labels in batches]
 

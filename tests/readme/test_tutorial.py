@@ -1,4 +1,4 @@
-"""The tutorial is gone through from its first line to its last; its trainings alone are shorter."""
+"""The tutorial is run from its first line to its last. Only its trainings are made shorter."""
 
 import json
 import re
@@ -46,10 +46,13 @@ def test_the_tutorial_works_from_its_first_line_to_its_last(
 
 
 def outputs() -> list[str]:
-    """Lines that the tutorial says are printed."""
+    """Return the lines that the tutorial shows as printed."""
     return [line for token in TUTORIAL.tokens if token.info == "text" for line in token.content.splitlines()]
 
 
 def first_column(line: str) -> str:
-    """Without digits: Python's help texts, and the last digit of a label, differ from one machine to another."""
+    """Return the first column of a printed line, with `#` instead of each number.
+
+    Numbers may differ between machines, because Python's help texts and the last digit of a label do.
+    """
     return re.sub(r"[\d.,]+", "#", line.strip().split("  ")[0])

@@ -1,4 +1,4 @@
-"""The folder that README.md's commands are given in: a clone, with the documents that they name and a Hub."""
+"""The folder in which the documentation's commands run: like a clone, with the files that they read and a test Hub."""
 
 import json
 import os
@@ -34,13 +34,13 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Of a process in a clone whose virtual environment is active."""
+        """Environment variables of a process in a clone whose virtual environment is active, with the test Hub."""
         programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         home = str(self.folder / "home")
         return {"PATH": programs, "PYTHONPATH": str(ROOT), "HF_HOME": home, **self.hub.environment}
 
     def run(self, command: str) -> tuple[int, str]:
-        """A shell's exit code, and what it prints."""
+        """Run a command in a shell. Return the exit code and the printed text."""
         ran = subprocess.run(
             command,
             shell=True,
@@ -55,17 +55,19 @@ class Workspace:
         return ran.returncode, ran.stdout
 
     def words(self, command: str) -> list[str]:
-        """Of a command, patterns filled in, as a shell does it."""
+        """Return the words of a command, with patterns of file names expanded as a shell does."""
         found: list[str] = []
         for word in shlex.split(command):
             found += sorted(glob(word, root_dir=self.folder)) or [word]
         return found
 
     def job(self, command: str) -> list[str]:
-        """The words of `ray job submit`, with this environment in --runtime-env-json: the head was started without it.
+        """Return the words of a `ray job submit` command, with this environment in --runtime-env-json.
+
+        The Ray head was started without this environment.
 
         Raises:
-            AssertionError: if the command asks for a variable that is none of the environment's.
+            AssertionError: if the command sets a variable that this environment lacks.
         """
         words = shlex.split(command)
         if "--runtime-env-json" in words:
@@ -76,7 +78,7 @@ class Workspace:
 
 
 def prepare(folder: Path, hub: Hub) -> Workspace:
-    """Writes all that commands read and none writes."""
+    """Write all files that commands read but no command writes. Return the workspace."""
     for name in ("jobs", "pipeline", "schemas"):
         (folder / name).symlink_to(ROOT / name)
     write_documents(folder / "documents.parquet", sample_texts(60, 800))
@@ -99,20 +101,20 @@ def prepare(folder: Path, hub: Hub) -> Workspace:
 
 
 def write_language_model(folder: Path) -> None:
-    """A checkpoint for labels by `--method causal`, with the shipped tokenizer."""
+    """Write a checkpoint for labels by `--method causal`, with the shipped tokenizer."""
     model = tiny_language_model(vocabulary=8192)
     model.config.eos_token_id = 0
     save_checkpoint(model, folder, dtype="float32", tokenizer_folder=SHIPPED / "tokenizer", card="")
 
 
 def fineweb_rows(start: int, stop: int) -> pa.Table:
-    """Short rows with FineWeb's columns."""
+    """Return the sample documents from `start` to `stop`, with short texts and FineWeb's columns."""
     rows = [{**row, "text": row["text"][:LONGEST]} for row in sample_documents().slice(start, stop - start).to_pylist()]
     return pa.Table.from_pylist(rows, schema=FINEWEB)
 
 
 def edu_file(folder: Path) -> bytes:
-    """Rows with FineWeb-Edu's `score` too, as a Parquet file."""
+    """Write a Parquet file with FineWeb's columns and FineWeb-Edu's `score`. Return its bytes."""
     rows = fineweb_rows(12, 18)
     file = folder / "edu.parquet"
     pq.write_table(rows.append_column("score", pa.array([2.5] * len(rows))), file)

@@ -209,7 +209,7 @@ def test_the_text_of_charts_keeps_its_size_at_every_width(report: Opened, width:
 
 
 def overlap(one: dict[str, float], other: dict[str, float]) -> bool:
-    """True if two boxes have more than a pixel in common."""
+    """Return whether two boxes overlap by more than a pixel in width and in height."""
     across = min(one["right"], other["right"]) - max(one["left"], other["left"])
     down = min(one["bottom"], other["bottom"]) - max(one["top"], other["top"])
     return across > 1 and down > 1
@@ -227,7 +227,10 @@ def test_the_search_field_is_as_wide_as_the_page_or_makes_room_for_its_hits(repo
 
 
 def test_every_dot_is_the_mean_of_enough_labels(browser: Browser, tmp_path: Path) -> None:
-    """Three documents have three labels at each place: the first dot is of the places 1 to 4."""
+    """Each place has three labels, one in each of three documents.
+
+    A dot needs at least 10 labels, so the first dot is the mean of the places 1 to 4.
+    """
     labels = [[float(place) for place in range(70)]] * 3
     report = opened(browser, write_report(str(write_annotated(tmp_path, [[1] * 70] * 3, labels)), tmp_path / "page"))
     titles = report.page.locator("#positions circle title").all_text_contents()
@@ -366,7 +369,7 @@ def test_the_page_follows_the_readers_colour_scheme(browser: Browser, file: Path
 
 
 def test_two_hundred_long_documents_open_at_once(browser: Browser, tmp_path: Path) -> None:
-    """The time is processor time, which other programs do not increase."""
+    """The time to open the page is measured as processor time, which other programs do not increase."""
     tokens, labels = [[*range(90)] * 18] * 200, [[*(place / 16 for place in range(90))] * 18] * 200
     file = write_report(str(write_annotated(tmp_path, tokens, labels)), tmp_path / "page")
     assert file.stat().st_size < 5e6

@@ -1,4 +1,4 @@
-"""Features copied without `datasets`, and read back by `datasets`."""
+"""Features of columns that are copied without the library `datasets`, and that it can read back."""
 
 import json
 from typing import Any

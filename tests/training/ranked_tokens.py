@@ -1,4 +1,4 @@
-"""Tokens read by one of several processes, whose dataset has to find out the rank."""
+"""Tokens that one of several processes reads. Its dataset has to find out the process's rank by itself."""
 
 import json
 import os
@@ -16,7 +16,10 @@ from pipeline.training.torch_dataset import LabelledWindows
 
 
 def ranked_tokens(source: str, folder: Path) -> None:
-    """Write the tokens that this process reads to a file for each way to find its rank."""
+    """Write the tokens that this process reads, to one file for each way to find its rank.
+
+    launched: from a launcher's environment variables. joined: from the process group. pickled: from a pickled dataset.
+    """
     windows = LabelledWindows(find_annotations(source), CutAtEnd(length=8))
     launched = tokens(DataLoader(windows, batch_size=None))
     with process_group():

@@ -64,7 +64,10 @@ def mean_loss(model: nn.Module, batch: Batch, start: int | None) -> float:
 
 
 def level(start: int | None) -> float:
-    """Return a level between the mean losses of the whole step and of a batch, so that their flood-mean differs."""
+    """Return a level between the mean loss of the whole step and that of a batch.
+
+    Flood-mean with this level would differ if it were computed batch by batch.
+    """
     model, whole = language_model(), joined(batches())
     means = [mean_loss(model, batch, start) for batch in batches()]
     mean = mean_loss(model, whole, start)
@@ -72,9 +75,10 @@ def level(start: int | None) -> float:
 
 
 def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name of every objective with the gradients and loss of a step. Those of documents have penalties.
+    """Yield the name of every objective with the gradients and the loss of one step.
 
-    The way is `whole`, with all rows in one batch, or `parts`, with several batches.
+    The way is `whole`, with all rows in one batch, or `parts`, with several batches. Every objective is yielded for
+    windows, and again for documents with penalties.
     """
     for name in get_args(ObjectiveName):
         for kind, start in STARTS.items():

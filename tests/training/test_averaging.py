@@ -1,4 +1,4 @@
-"""Averages of weights against a slow loop over the weights of all steps; a resumed training has the same bits."""
+"""Averages of weights, compared with a slow loop over the steps' weights. A resumed training has the same bits."""
 
 from dataclasses import replace
 from itertools import islice
@@ -45,7 +45,7 @@ def slow_average(steps: list[Tensor], config: TrainingConfig) -> Tensor:
 
 
 def trained_weights(config: TrainingConfig, folder: Path) -> tuple[list[Tensor], list[Tensor], nn.Module]:
-    """Train, and return the weights after each step but the last, those in each evaluation, and the model."""
+    """Train. Return the weights after each step except the last, the weights in each evaluation, and the model."""
     before_steps: list[Tensor] = []
     evaluated: list[Tensor] = []
 

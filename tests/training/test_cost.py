@@ -1,4 +1,4 @@
-"""Cost of a training: memory held against that of a step, speed within a time limit, and the lines that are printed."""
+"""Cost of a training: memory compared with that of a real step, speed within a time limit, and printed lines."""
 
 from dataclasses import replace
 from typing import Any
@@ -68,7 +68,7 @@ def test_frozen_weights_have_no_gradients_or_optimizer_states() -> None:
 @pytest.mark.parametrize("kind", ["transformer", "mixer"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_activations_are_those_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch, precision: Any, kind: str) -> None:
-    """The chunk of logits is not kept for the backward pass, so it is taken off."""
+    """The backward pass keeps no chunk of logits, so the test subtracts the chunk from the computed cost."""
     monkeypatch.setattr(cost, "PROBE_TOKENS", 16)
     config, model = replace(CONFIG, precision=precision), new_model(decoder_kind=kind, introduction="projection")
     measured = kept_bytes(model, estimator_loss, EPOCH.longest, config)

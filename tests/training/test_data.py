@@ -1,4 +1,4 @@
-"""Annotated dataset as read for a language model: every label stays at its token, and reading resumes anywhere."""
+"""An annotated dataset as a language model reads it: every label stays at its token, and reading resumes anywhere."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ PACKING = CutWithOverlap(length=17, separator=SEPARATOR)
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    """Documents of token ids; each label is an eighth of the id, and every seventh token has none."""
+    """Write a dataset in which each label is an eighth of the token's id, and every seventh token has no label."""
     random = np.random.default_rng(0)
     tokens = [random.integers(97, size=random.integers(0, 40)).tolist() for _ in range(DOCUMENTS)]
     nats = [[np.nan if place % 7 == 3 else token / 8 for place, token in enumerate(document)] for document in tokens]

@@ -20,7 +20,7 @@ def logits(seed: int, vocabulary: int = V) -> Tensor:
 
 
 def stored_top(teacher_NV: Tensor, count: int) -> SparseTargets:
-    """Return the targets from the columns that annotation would store."""
+    """Return the teacher's `count` likeliest ids as targets, rounded as annotation stores them."""
     log_p_NV, columns = teacher_NV.log_softmax(dim=1), dict[str, Shape]()
     columns |= {TOP_IDS: (count,), TOP_LOGPROBS: (count,), REST_LOGPROB: ()}
     values = dict(label_values(log_p_NV, torch.zeros(N, dtype=torch.long), torch.zeros(N), columns))
@@ -95,7 +95,7 @@ def test_tokens_without_a_label_have_no_loss_and_no_gradient() -> None:
 
 
 def test_ids_that_the_pupil_does_not_know_belong_to_the_rest() -> None:
-    """The teacher has three more ids, which are never its likeliest."""
+    """The teacher knows three ids more than the pupil. They are never its likeliest ids."""
     teacher_NV = logits(0, V + 3)
     teacher_NV[:, V:] -= 1.5
     whole = stored_top(teacher_NV, V + 3)

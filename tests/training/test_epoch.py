@@ -1,4 +1,4 @@
-"""Windows of an epoch, counted before training, held against the batches of training."""
+"""Windows of an epoch, counted before training, compared with the batches of training."""
 
 from pathlib import Path
 

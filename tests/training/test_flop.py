@@ -1,4 +1,4 @@
-"""FLOP of training, held against those that torch counts while it runs."""
+"""Computed FLOP of training, compared with the FLOP that torch counts in a step."""
 
 from collections.abc import Callable
 from functools import partial
@@ -59,12 +59,16 @@ def gpt2() -> PreTrainedModel:
 
 
 def in_place_product(total: Shape, left: Shape, right: Shape, **_: object) -> int:
-    """Return the FLOP of `addmm_`, which torch does not count. It adds to the gradient of the vocabulary."""
+    """Return the FLOP of `addmm_`, which torch does not count. It accumulates the gradient of the vocabulary."""
     return 2 * left[0] * left[1] * right[1]
 
 
 def counted(model: PreTrainedModel, loss: Callable[..., torch.Tensor], extra: int) -> tuple[float, float]:
-    """Return the FLOP that torch counts: of attention's unmasked half or a mixer's convolution, and of all others."""
+    """Return two numbers of FLOP that torch counts, forward and backward.
+
+    The first is that of products across positions: the unmasked half of attention, or a mixer's convolutions. The
+    second is that of all other operations.
+    """
     ids_BT = torch.randint(VOCABULARY_SIZE, (ROWS, CONTEXT + extra))
     batch = Batch(ids_BT, torch.full((ROWS,), CONTEXT + extra), torch.rand(ids_BT.shape))
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:

@@ -1,4 +1,4 @@
-"""Packed windows in memory: fewer bytes, the same windows."""
+"""Packed windows in memory: they take fewer bytes, and are selected unchanged."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ IDS = np.arange(12, dtype=np.int32).reshape(3, 4)
 
 @pytest.mark.parametrize(("step", "size"), [(1 / 128, 8), (0.3, 10)])
 def test_windows_take_fewer_bytes_and_are_selected_unchanged(step: float, size: int) -> None:
-    """Labels that are no multiples of 1/128 nat keep four bytes."""
+    """A label takes two bytes if all labels are multiples of 1/128 nat, and four bytes otherwise."""
     entropy_WT = np.where(IDS % 5, IDS * step, np.nan).astype(np.float32)
     windows = PackedWindow(IDS, entropy_WT, IDS % 3 - 1)
     held = HeldWindows.of(windows)

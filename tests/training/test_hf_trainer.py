@@ -44,7 +44,7 @@ def label(position: int, row: int) -> float | None:
 
 
 def slow_loss(model: PreTrainedModel, documents: list[dict[str, Any]]) -> Tensor:
-    """Flood, written out document by document and token by token."""
+    """Return the mean of flood over all targets, computed document by document and token by token."""
     values = []
     for document in documents:
         ids_T = torch.tensor(document["input_ids"][:CONTEXT])
@@ -87,7 +87,7 @@ def test_shifted_labels_change_the_loss(shift: int) -> None:
 def trainer(
     folder: Path, model: PreTrainedModel, documents: Any, objective: ObjectiveSettings, **arguments: Any
 ) -> Trainer:
-    """Return a trainer with plain gradient steps on a CPU; by default, the six documents of a step are one batch."""
+    """Return a trainer with plain gradient steps on a CPU. By default, a step has one batch of six documents."""
     model.requires_grad_(True)
     settings: dict[str, Any] = {
         "per_device_train_batch_size": 6,
@@ -185,7 +185,7 @@ def test_processes_that_count_targets_separately_are_refused(monkeypatch: pytest
 
 
 def test_a_trainer_counts_the_targets_whatever_its_version(tmp_path: Path) -> None:
-    """Older versions count all labels, and newer versions exclude the first label of each row."""
+    """Older versions of transformers count all labels, and newer versions exclude the first label of each row."""
     documents = [{"input_ids": [1] * tokens, "entropy": [1.0] * tokens} for tokens in (5, 40, 12, 23)]
     batch = EntropyCollator(0, 40)(documents)
     one = trainer(tmp_path, tiny_language_model(), documents, FLOOD, max_steps=1)
@@ -222,7 +222,7 @@ def mapped(documents: list[dict[str, Any]], **settings: Any) -> Dataset:
 def test_windows_cover_every_token_and_label(
     lengths: list[int], context: int, packed: bool, separator: int | None
 ) -> None:
-    """All tokens differ. Each token is predicted once, except the first token of a document."""
+    """All tokens differ. Each token is predicted once, except a document's first token if there is no separator."""
     starts = [sum(lengths[:position]) for position in range(len(lengths))]
     ids = [[*range(start, start + length)] for start, length in zip(starts, lengths, strict=True)]
     nats = [[None if token % 3 == 0 else token / 8 for token in document] for document in ids]

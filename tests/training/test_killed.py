@@ -58,7 +58,7 @@ def undisturbed(output: Path) -> None:
 
 def test_ten_kills_leave_no_trace(tmp_path: Path) -> None:
     random = np.random.default_rng()
-    for _ in range(KILLS):  # two losses per step: all ten together see at most half of the training
+    for _ in range(KILLS):  # a step has two losses, so the ten runs together take at most half of the steps
         losses, seconds = int(random.integers(3, 20)), random.uniform(0, 0.003)  # a step and its state take 3 ms
         assert killed_after(losses, seconds, tmp_path / "killed") == -9
     assert 0 < max(int(file.stem.rpartition("-")[2]) for file in resume.states(tmp_path / "killed")) < CONFIG.steps

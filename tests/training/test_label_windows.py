@@ -1,4 +1,4 @@
-"""Windows in which labels are learned, chosen from their provenance, the starting models and the flags."""
+"""Windows in which labels are learned: chosen from the labels' provenance, the starting models and the flags."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +19,7 @@ NOTHING: dict[str, Any] = {"context": None, "overlap": None, "start": None}
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write models: `causal` has the start token 5, `small` has 0 and a tokenizer in which `!` is 1."""
+    """Write three models. `causal` has start token 5. `small` has start token 0, and `!` is its token 1."""
     folder = tmp_path_factory.mktemp("models")
     tiny_language_model(context=32).save_pretrained(folder / "causal")
     tiny_language_model(context=16, vocabulary=8193).save_pretrained(folder / "small")

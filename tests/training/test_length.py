@@ -36,7 +36,7 @@ def test_steps_need_no_epoch_and_the_settings_are_those_of_before() -> None:
 
 @given(windows=st.integers(1, 200), epochs=st.integers(1, 20), accumulate=st.integers(1, 9))
 def test_whole_epochs_are_read_to_the_end(windows: int, epochs: int, accumulate: int) -> None:
-    """One window is a batch here. The last step may read further."""
+    """A batch is one window here. The last step may read beyond the last epoch."""
     settings = TrainingSettings(epochs=epochs, tokens_per_batch=8, accumulate=accumulate)
     steps = settings.resolved(lambda: epoch_of(windows)).steps
     assert (steps - 1) * accumulate < windows * epochs <= steps * accumulate
@@ -59,10 +59,10 @@ def test_steps_are_rounded_up(length: dict[str, Any], steps: int, capsys: pytest
 
 
 def test_the_tokens_of_padding_do_not_count() -> None:
-    """Windows of 8 and of 4 tokens take turns, and a batch has room for one of either."""
+    """A batch has room for one window of 8 tokens or two of 4. One batch of the epoch is half empty."""
     corpus = Corpus.of([np.arange(12, dtype=np.int32)] * 5)
     found = TrainingSettings(tokens=600, tokens_per_batch=8).resolved(lambda: Epoch.of_corpus(corpus, Windowing(8, 8)))
-    assert found.steps == 600 * 8 // 60  # 5 windows of 8 tokens, and 2 batches with two of 4 tokens, and one with one
+    assert found.steps == 600 * 8 // 60  # an epoch of 60 tokens has 5 batches of 8 tokens, 2 of 4 + 4, 1 of 4
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_impossible_lengths_are_refused(name: str, value: float) -> None:
 
 @pytest.fixture
 def command(tmp_path: Path) -> tuple[object, ...]:
-    """Train a tiny language model on windows of 16 tokens; a batch has room for 4 of them."""
+    """Return a command that trains a tiny language model on windows of 16 tokens. A batch has room for 4 windows."""
     random = np.random.default_rng(0)
     tokens = [random.integers(90, size=40).tolist() for _ in range(20)]
     labels = write_annotated(tmp_path / "labels", tokens, [[1.0] * 40] * 20, vocabulary=97, tokenizer_sha256=None)
@@ -95,7 +95,7 @@ def command(tmp_path: Path) -> tuple[object, ...]:
 def test_a_training_of_epochs_reads_them_and_records_its_steps(
     run_command: RunCommand, command: tuple[object, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """16 documents of 41 tokens fill 41 windows, whose first token is that of the window before: 11 batches."""
+    """An epoch is 16 documents of 41 tokens. They fill 41 windows of 16 new tokens, and 11 batches of 4 windows."""
     assert run_command(*command, "--training.epochs", 2, "--output", tmp_path / "out") == 0
     assert "2 epochs are 22 steps" in capsys.readouterr().err
     last = json.loads((tmp_path / "out" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])

@@ -1,4 +1,4 @@
-"""Finished trainings that are continued with more steps, held against trainings that had these steps from the start."""
+"""Finished trainings that continue with more steps, compared with trainings that had as many steps from the start."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Moving margin: labels begin `first` nats off, arrive halfway, and move no token without a label."""
+"""Moving margin: labels begin `first` nats off and are exact from halfway on. Missing labels stay missing."""
 
 import pytest
 import torch

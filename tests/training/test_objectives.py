@@ -1,4 +1,4 @@
-"""Objectives against a loop over tokens, and the gradients that tell them apart."""
+"""Objectives compared with a loop over tokens, and the gradients in which they differ."""
 
 import math
 import re
@@ -59,13 +59,13 @@ def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> 
 
 
 def slow_probability(loss: float, entropy: float) -> float:
-    """Return the binary cross-entropy, where ln(1 - q) counts a loss below EPS as EPS."""
+    """Return the binary cross-entropy of one token. In its ln(1 - q), a loss below EPS counts as EPS."""
     target = min(1.0, math.exp(-entropy))
     return target * loss - (1 - target) * math.log(-math.expm1(-max(loss, EPS)))
 
 
 def fast(name: ObjectiveName, **changed: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return the values of an objective for tokens that are all real."""
+    """Return the function that computes an objective's values, for tokens without padding."""
     chosen = ObjectiveSettings(objective=name, **{"threshold": THRESHOLD, "level": LEVEL, "gamma": GAMMA, **changed})
     function = objective_function(chosen, mean_entropy=0.0)
     return lambda losses_BT, entropies_BT: function(losses_BT, entropies_BT, torch.ones_like(losses_BT).bool())
@@ -230,7 +230,7 @@ def test_adaflood_lies_between_flood_and_cross_entropy(rows: Rows) -> None:
 @settings(max_examples=100, deadline=None)
 @given(entropy=st.floats(-100, 100, width=32), gamma=st.just(0.0) | st.floats(1e-30, 1) | st.just(1.0))
 def test_the_level_of_adaflood_is_finite_for_any_label(entropy: float, gamma: float) -> None:
-    """Float32 overflows in exp(-e) below -88 nats, and underflows above 103."""
+    """In float32, exp(-e) overflows for labels e below -88 nats, and underflows for labels above 103 nats."""
     level = -math.log((1 - gamma) * math.exp(-entropy) + gamma)
     found = fast("adaflood", gamma=gamma)(torch.tensor([[200.0]]), torch.tensor([[entropy]])).item()
     assert found == pytest.approx(200 - level, abs=5e-5)
@@ -295,7 +295,7 @@ def test_the_probability_is_learned_at_the_label(entropy: float) -> None:
 
 @pytest.mark.parametrize("entropy", [0.3, 8.0, 60.0])
 def test_a_planted_gradient_of_the_probability(entropy: float) -> None:
-    """p - (1 - p) / (exp(l) - 1), which grows to 2 ** 23 where the model is sure and stays finite."""
+    """The gradient at loss l is p - (1 - p) / (exp(l) - 1). For a sure model it grows to 2 ** 23, but stays finite."""
     losses_BT = torch.tensor([[0.0, 1e-6, 0.01, 0.7, 3.0, 30.0, 100.0]])
     gradient_BT = gradient(fast("probability"), losses_BT, torch.full_like(losses_BT, entropy))
     p = math.exp(-entropy)
@@ -304,7 +304,10 @@ def test_a_planted_gradient_of_the_probability(entropy: float) -> None:
 
 
 def test_the_gradient_of_the_probability_stays_small_at_the_logits() -> None:
-    """It is (q - p) / (1 - q) times the gradient of cross-entropy, whose norm falls with 1 - q."""
+    """The gradient at the logits stays small even for a sure model, whose probability q is near 1.
+
+    It is the gradient of cross-entropy times (q - p) / (1 - q), and the norm of the former falls with 1 - q.
+    """
     logits_TV = torch.tensor([[0.0, 0.0], [9.0, 0.0], [15.0, 0.0], [17.0, 0.0], [40.0, 0.0]], requires_grad=True)
     losses_BT = torch.nn.functional.cross_entropy(logits_TV, torch.zeros(5).long(), reduction="none").unsqueeze(0)
     values_BT = fast("probability")(losses_BT, torch.full_like(losses_BT, 3.0))

@@ -24,12 +24,12 @@ class PowerCutError(Exception):
 
 
 def dropped(model: nn.Module, batch: Batch) -> Tensor:
-    """Return a randomly scaled loss."""
+    """Return the loss times a random number, so that it depends on the random state as with dropout."""
     return loss(model, batch) * torch.rand(())
 
 
 def until(stop: int) -> Loss:
-    """Return a loss whose call number `stop` raises PowerCutError."""
+    """Return a loss function whose call number `stop` raises PowerCutError."""
     calls = iter(range(1, stop))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""SIGTERM in the middle of a training: it ends between two steps and resumes."""
+"""SIGTERM in the middle of a training: the training ends between two steps, and resumes."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, accumulate=2, learning_ra
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[list[int]]:
-    """Signals received by the previous handler."""
+    """Yield the list of signals that the previous handler receives."""
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     yield came
@@ -32,7 +32,7 @@ def handler() -> Iterator[list[int]]:
 
 
 def stopped_in(call: int) -> Loss:
-    """Return a loss whose call number `call` sends SIGTERM to this process."""
+    """Return a loss function whose call number `call` sends SIGTERM to this process."""
     calls = iter(range(1, 1000))
 
     def interrupted(model: nn.Module, batch: Batch) -> Tensor:

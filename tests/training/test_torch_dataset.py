@@ -112,7 +112,7 @@ def test_a_pass_resumes_from_every_position(dataset: AnnotatedDataset, packing: 
 
 
 def test_workers_resume_from_their_states(dataset: AnnotatedDataset) -> None:
-    """As with torchdata's StatefulDataLoader, each worker's dataset and then its iterator load the worker's state."""
+    """As in torchdata's StatefulDataLoader, each worker's dataset loads its state first, and then the iterator does."""
     for rank in range(2):
         place: dict[str, Any] = {"seed": 2, "rank": rank, "world_size": 2}
         whole = LabelledWindows(dataset, CUT, **place)
@@ -151,8 +151,8 @@ def test_wrong_states_are_refused(dataset: AnnotatedDataset) -> None:
 def refusal_by(loader: DataLoader[Any]) -> str:
     """Return the error message of a loader's first window, and stop the loader's workers.
 
-    Otherwise torch's error would hold the workers in a reference cycle, and the thread that collects it would wait for
-    them.
+    If the workers were not stopped, torch's error would keep them in a reference cycle. The thread that collects the
+    cycle would then wait for the workers.
     """
     reading: Any = iter(loader)
     try:
@@ -193,7 +193,7 @@ def test_an_iterator_is_not_copied_into_workers(dataset: AnnotatedDataset, begun
 
 
 def test_the_processes_of_a_launcher_are_ranks(dataset: AnnotatedDataset, tmp_path: Path) -> None:
-    """Ranks are found before and after the processes join a group, and in a spawned worker."""
+    """A dataset finds its rank before and after the processes join a group, and in a pickled copy."""
     processes = group(2, "tests.training.ranked_tokens", dataset.source, tmp_path)
     assert [one.wait(120) for one in processes] == [0, 0], processes[0].communicate()
     for way in ("launched", "joined", "pickled"):

@@ -1,4 +1,4 @@
-"""Training loop on a bigram model, of tokens that follow each other in a circle."""
+"""Training loop with a bigram model, on tokens that follow each other in a circle."""
 
 import json
 from collections.abc import Generator, Iterator
@@ -74,7 +74,7 @@ def test_every_evaluation_writes_a_line(tmp_path: Path) -> None:
 
 
 def numbered(position: Position) -> Generator[tuple[Batch, Position], None, None]:
-    """Yield the circle, each batch with its number."""
+    """Yield the batches of `circle`, each with the position after it, starting at `position`."""
     for number, batch in enumerate(circle(), position.rows):
         yield batch, Position(number + 1)
 

@@ -1,4 +1,4 @@
-"""Batches of a step compared with one big batch: every loss, its gradients, and whole trainings."""
+"""Steps of several batches, compared with steps of one big batch: every loss, its gradients, and whole trainings."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ PENALTY = penalty_function(ObjectiveSettings(**step_gradients.PENALTIES))  # typ
 
 
 def batches(seed: int, sizes: list[tuple[int, int]]) -> list[Batch]:
-    """Batches of (rows, longest row) that differ in tokens, padding and missing labels."""
+    """Return a batch for each (rows, longest row). The batches differ in tokens, padding and missing labels."""
     random = torch.Generator().manual_seed(seed)
     made = []
     for rows, longest in sizes:

@@ -85,7 +85,7 @@ def test_a_window_beyond_the_context_is_refused(dataset: AnnotatedDataset) -> No
 
 
 def slow_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Flood, document by document: each piece of a packed batch is read by itself."""
+    """Return the mean of flood over all targets of a packed batch, reading each piece of a document by itself."""
     ids_S, starts = batch["input_ids"][0], (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     values = []
     for start, stop in zip(starts, [*starts[1:], len(ids_S)], strict=True):
@@ -111,7 +111,7 @@ def weights(model: PreTrainedModel) -> Tensor:
 
 
 def stepped(dataset: AnnotatedDataset, steps: int) -> PreTrainedModel:
-    """Return a model after steps of an explicit loop."""
+    """Return a model that an explicit loop has trained for this number of steps."""
     model, collator = new_model(), EntropyCollator(0, LENGTH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     loader = DataLoader(LabelledWindows(dataset, CUT, seed=2, epochs=None), batch_size=3, collate_fn=collator)
@@ -143,7 +143,7 @@ def test_a_trainer_resumes_within_an_epoch(dataset: AnnotatedDataset, tmp_path: 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_of_a_trainer_divide_the_windows(dataset: AnnotatedDataset, workers: int) -> None:
-    """accelerate reads all windows in every process, and gives each its share; the last share may be filled up."""
+    """accelerate reads all windows in every process, and gives each process a share. It may fill up the last share."""
     found: list[int] = []
     for process in range(2):
         windows = LabelledWindows(dataset, CUT, seed=1, rank=0, world_size=1)

@@ -1,4 +1,7 @@
-"""Labels of the recorded checkpoint pass; labels of another model or token are faults."""
+"""A sample is labelled again by the recorded checkpoint.
+
+Labels of this checkpoint pass. Labels of another model or of another token are faults.
+"""
 
 import shlex
 import shutil
@@ -33,7 +36,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "moved, without text": (),
     "folds": (),
 }
-"""Flags of pipeline.annotate, in addition to the checkpoint and its method."""
+"""Flags of pipeline.annotate in each way of labelling, in addition to the checkpoint and its method."""
 
 
 @pytest.fixture(scope="module")

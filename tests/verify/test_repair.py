@@ -33,7 +33,7 @@ def files(dataset: Path) -> dict[str, bytes]:
 
 
 def complete(folder: Path) -> None:
-    """Complete the dataset, as the same annotate command does."""
+    """Label the units that are missing and write the card, as the same annotate command does."""
     run, units = planned(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     done, annotator = Ledger(run.subset).finished(), load_fake(run)
@@ -103,7 +103,7 @@ def test_a_second_repair_has_a_folder_of_its_own(tmp_path: Path, capsys: pytest.
 
 
 def test_receipts_of_other_shards_in_the_same_file_are_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A folder downloaded from the Hub has such files."""
+    """In a folder that was downloaded from the Hub, one file holds the receipts of several shards."""
     dataset = made(tmp_path)
     receipts = Ledger(Subset(SUBSET, dataset)).receipts()
     shutil.rmtree(dataset / RECEIPTS)

@@ -51,7 +51,10 @@ def values(dataset: Path) -> object:
 
 
 def matters(file: Path, before: bytes) -> bool:
-    """False if the change only affects prose, the formatting of JSON, or a count that shards do not contain."""
+    """Return whether a change of the file, whose content was `before`, must be found.
+
+    A change need not be found if it affects only prose, the formatting of JSON, or a count that shards do not contain.
+    """
     if file.suffix == ".md" or file.name in ("report.json", "lock"):
         return False
     if "receipts" in file.parts or file.name == "plan.json":

@@ -46,7 +46,7 @@ def test_a_sound_dataset_has_no_faults(dataset: Path, capsys: pytest.CaptureFixt
 
 
 def rewritten(change: Callable[[pa.Table], pa.Table]) -> Callable[[Path], None]:
-    """Return a function that rewrites a shard with other rows, and a receipt that matches its bytes."""
+    """Return a function that changes the rows of a shard and makes its receipt match the new bytes."""
 
     def plant(dataset: Path) -> None:
         table = change(pq.read_table(dataset / FILE))
@@ -98,7 +98,7 @@ def histogram(dataset: Path) -> list[int]:
 
 
 def fewer_labels(dataset: Path) -> None:
-    """Remove a label from the receipt, consistently with its histogram."""
+    """Make a receipt count one label less, both in its histogram and in its number of labelled tokens."""
     bins = histogram(dataset)
     bins[bins.index(max(bins))] -= 1
     edited(RECEIPT, histogram=bins, labelled_tokens=sum(bins))(dataset)

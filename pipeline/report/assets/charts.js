@@ -73,7 +73,7 @@ function pointsOf({ positions: { first, counts, means } }) {
   return points.map(({ at, count, sum }, index) => ({ at, to: points[index + 1]?.at - 1, count, mean: inUnit(sum / count) }));
 }
 
-// Powers of ten on a logarithmic axis; where there are only one or two, their double and their fivefold too.
+// Powers of ten on a logarithmic axis. If there are fewer than three, also twice and five times a power of ten.
 function powersOfTen([low, high]) {
   const given = (factors) => Array.from({ length: Math.floor(high) + 1 }, (_, power) => factors.map((factor) => factor * 10 ** power))
     .flat().filter((value) => Math.log10(value) >= low - 1e-9 && Math.log10(value) <= high);
