@@ -42,6 +42,12 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.training.metrics import Metrics
 
 NOT_IN_FINGERPRINT = ("output", "workers", "address", "estimate")
+LOSS_ROWS = {
+    "training_loss": "objective since the evaluation before the last",
+    "held_out_loss": "held-out cross-entropy",
+    "out_of_distribution_loss": "cross-entropy on other text",
+}
+"""Rows of the model card for the losses of the last evaluation."""
 
 
 @cyclopts.Parameter(name="*")
@@ -339,8 +345,10 @@ def card(
     arguments: Sequence[str],
 ) -> str:
     """Return the model card of the trained model."""
+    from pipeline.training.metrics import best_evaluation
+
     held_out, left_out = documents_read(config, seen.dataset) - seen.stop, int(metrics.get("documents_left_out", 0))
-    origin, objective = seen.dataset.provenance, config.objective.objective
+    origin, objective, best = seen.dataset.provenance, config.objective.objective, best_evaluation(config.output)
     return model_card(
         "Causal language model",
         f"Trained with the objective `{objective}` on per-token entropy labels (arXiv 2511.10618).",
@@ -354,11 +362,12 @@ def card(
             "training": training_length(metrics),
             **training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
-            **{
-                f"{name.replace('_', ' ')}, nats per token": nats
-                for name, nats in metrics.items()
-                if name.endswith("_loss")
-            },
+            **{f"{row}, nats per token": metrics[name] for name, row in LOSS_ROWS.items() if name in metrics},
+            **(
+                {}
+                if best is None
+                else {f"lowest held-out cross-entropy, at step {best['step']:,}": best["held_out_loss"]}
+            ),
         },
         command=command_line("jobs.train_language_model", arguments),
         tags=["causal-lm", "token-entropy"],

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import cyclopts
 import yaml
 from cyclopts.config import Yaml
-from cyclopts.help import DefaultFormatter, HelpPanel, InlineText
+from cyclopts.help import DefaultFormatter, HelpEntry, HelpPanel, InlineText
 from httpx2 import HTTPError
 from huggingface_hub.utils.tqdm import disable_progress_bars
 from rich.text import Text
@@ -113,27 +113,50 @@ def _parser(command: Callable[..., int | None], module: str, arguments: list[str
     return cyclopts.App(
         name=f"python -m {module}",
         default_command=_checked(command),
-        default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=()),
+        default_parameter=cyclopts.Parameter(consume_multiple=(1, None), negative=(), show_default=_default),
         config=_config_files(arguments),
         help_epilogue=COMMON_FLAGS,
         group_commands="Help",
         help_format="plaintext",
-        help_formatter=_Joined(),
+        help_formatter=_Help(),
         version_flags=(),
         result_action="return_value",
         suppress_keyboard_interrupt=False,
     )
 
 
-class _Joined(DefaultFormatter):
-    """Formatter of help that shows each setting's text as one paragraph, without the line breaks of its docstring."""
+def _default(value: object) -> str | None:
+    """Return a default as the user would write it, or None for a missing value and for a flag that is off."""
+    if value is None or value is False or value == ():
+        return None
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+class _Help(DefaultFormatter):
+    """Formatter of help with a panel per group of settings, such as `--training.steps` and `--training.seed`.
+
+    Lines break where the terminal ends, and not where a docstring breaks them.
+    """
 
     def __call__(self, console: Any, options: Any, panel: HelpPanel) -> None:
+        groups: dict[str, list[HelpEntry]] = {}
         for entry in panel.entries:
-            if isinstance(entry.description, InlineText):
-                words = str(entry.description.primary_renderable).split()
-                entry.description.primary_renderable = Text(" ".join(words))
-        super().__call__(console, options, panel)
+            _join(entry.description)
+            groups.setdefault("".join(entry.names[:1]).rpartition(".")[0], []).append(entry)
+        for group, entries in groups.items():
+            title = panel.title if not group else group.removeprefix("--").capitalize()
+            super().__call__(console, options, panel.copy(title=title, entries=entries))
+
+    def render_description(self, console: Any, options: Any, description: Any) -> None:
+        _join(description)
+        super().render_description(console, options, description)
+
+
+def _join(description: Any) -> None:
+    """Join the lines of each paragraph of a help text."""
+    if isinstance(description, InlineText):
+        paragraphs = str(description.primary_renderable).split("\n\n")
+        description.primary_renderable = Text("\n\n".join(" ".join(each.split()) for each in paragraphs))
 
 
 def _flags(parser: cyclopts.App) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -103,6 +104,16 @@ def test_help_breaks_lines_only_where_the_terminal_ends() -> None:
     shown = subprocess.run(words, env=wide, capture_output=True, text=True, check=True).stdout
     rows = [line for line in shown.splitlines() if line.startswith("│")]
     assert len(rows) > 20 and all(line.startswith("│ --") for line in rows)
+
+
+def test_help_has_a_panel_per_group_and_defaults_as_they_are_typed() -> None:
+    words = [sys.executable, "-m", "jobs.train_language_model", "--help"]
+    shown = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    assert re.findall(r"╭─ (\w+) ─", shown) == ["Parameters", "Model", "Training", "Help"]
+    parameters, model, training = (shown.partition(f"╭─ {name} ─")[2] for name in ("Parameters", "Model", "Training"))
+    assert "│ --model." not in parameters.partition("╰")[0]
+    assert "│ --model.width" in model and "│ --training.seed" in training
+    assert "[default: 192]" in model and "[default: False]" not in shown and "[default: ()]" not in shown
 
 
 def test_a_traceback_shows_every_cause_and_no_credential(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,10 @@ Every document ends in a separator, which has no label. Documents without tokens
 Shapes: N tokens of a batch, D documents or blocks of a batch.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import NamedTuple
 
 import numpy as np
@@ -97,7 +99,7 @@ def in_blocks(batches: Iterable[TokenBatch], block: int) -> Iterator[TokenBatch]
 def quantile(dataset: AnnotatedDataset, share: float) -> int:
     """Return the smallest label, in units of 1/128 nat, at or below which at least a given share of all labels lies.
 
-    All labels are read once and counted, so the quantile is exact.
+    All labels are read once and counted, so the quantile is exact. The quantile of 0 is the smallest label of all.
 
     Raises:
         ValueError: if no token has a label, or as `token_batches` does.
@@ -108,4 +110,5 @@ def quantile(dataset: AnnotatedDataset, share: float) -> int:
         counts += np.bincount(labels_N[labels_N != NO_LABEL].astype(np.int64) - NO_LABEL, minlength=BINS + 1)
     if not counts.any():
         raise ValueError(f"no token of {dataset.source} has a label; annotate its documents again")
-    return int(np.searchsorted(np.cumsum(counts), share * counts.sum())) + NO_LABEL
+    wanted = math.ceil(Fraction(repr(share)) * int(counts.sum()))  # as a float, 0.07 * 100 is above 7
+    return int(np.searchsorted(np.cumsum(counts), max(1, wanted))) + NO_LABEL

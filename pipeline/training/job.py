@@ -25,7 +25,7 @@ from pipeline.training.distributed import this_process
 from pipeline.training.epoch import Epoch
 from pipeline.training.evaluation import window_metrics
 from pipeline.training.losses import estimator_loss
-from pipeline.training.metrics import Metrics, evaluations
+from pipeline.training.metrics import Metrics, best_evaluation
 from pipeline.training.trainer import train
 
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
@@ -86,9 +86,8 @@ def _best(output: Path) -> str:
 
     The text is empty if the last evaluation has the lowest loss, or if the metrics have no `held_out_loss`.
     """
-    losses = {int(each["step"]): each["held_out_loss"] for each in evaluations(output) if "held_out_loss" in each}
-    best = min(losses, key=losses.__getitem__, default=None)
-    return "" if best is None or best == max(losses) else f", at best {losses[best]:.3f} (step {best:,})"
+    best = best_evaluation(output)
+    return "" if best is None else f", at best {best['held_out_loss']:.3f} (step {best['step']:,})"
 
 
 def train_on_windows(

@@ -1,8 +1,12 @@
-"""Training metrics: one line of `metrics.jsonl` per evaluation, the progress bar, and experiment trackers."""
+"""Training metrics: one line of `metrics.jsonl` per evaluation, a progress bar, and experiment trackers.
+
+Without a terminal, a line per minute and per evaluation replaces the bar.
+"""
 
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +17,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from pipeline.data.atomic import write_text
+from pipeline.messages import say
+from pipeline.progress import LINE_SECONDS
 from pipeline.training.batches import Batch
 from pipeline.training.config import TrainingConfig
 from pipeline.training.resume import TrainingState
@@ -27,6 +33,16 @@ def evaluations(output: Path) -> list[Metrics]:
     return [json.loads(line) for line in (output / METRICS_FILE).read_text(encoding="utf-8").splitlines()]
 
 
+def best_evaluation(output: Path) -> Metrics | None:
+    """Return the metrics of the evaluation with the lowest held-out loss, or None if that is the last evaluation.
+
+    It is also None if the metrics have no `held_out_loss`.
+    """
+    found = [metrics for metrics in evaluations(output) if "held_out_loss" in metrics]
+    best = min(found, key=lambda metrics: metrics["held_out_loss"], default=None)
+    return None if best is None or best is found[-1] else best
+
+
 class MetricsLog:
     """Log of a training run: counts steps, shows progress and writes evaluations.
 
@@ -35,7 +51,7 @@ class MetricsLog:
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
         self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
-        self.state = state
+        self.state, self.steps, self.loss = state, config.steps, math.nan
         self.resumed = self.started = time.monotonic()
         self.seconds_before, self.tokens_before = state.seconds, state.tokens
         self.speed, self.held_out = math.nan, Metrics()
@@ -45,7 +61,9 @@ class MetricsLog:
             write_text(self.file, "".join(json.dumps(record) + "\n" for record in records))
         accelerator.init_trackers(PROJECT, {name: _plain(value) for name, value in config.fingerprint.items()})
         name = f"training {output.name}"
-        self.bar = tqdm(total=config.steps, desc=name, unit="step", initial=state.step, disable=not self.writes)
+        self.next_line = time.monotonic() + LINE_SECONDS
+        shown = self.writes and sys.stderr.isatty()
+        self.bar = tqdm(total=config.steps, desc=name, unit="step", initial=state.step, disable=not shown)
 
     def __enter__(self) -> Self:
         return self
@@ -63,9 +81,11 @@ class MetricsLog:
         seconds = self.seconds_before + time.monotonic() - self.started
         self.state = self.state.after(loss, tokens, seconds)
         self.speed = (self.state.tokens - self.tokens_before) / max(time.monotonic() - self.resumed, 1e-9)
-        shown = {"loss": loss, "tokens/s": self.speed, **self.held_out}
-        self.bar.set_postfix_str(", ".join(f"{name} {_short(value)}" for name, value in shown.items()), refresh=False)
+        self.loss = loss
+        self.bar.set_postfix_str(self._shown(), refresh=False)
         self.bar.update()
+        if time.monotonic() >= self.next_line:
+            self._say_line()
 
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
         """Write the metrics of an evaluation.
@@ -85,6 +105,17 @@ class MetricsLog:
         speed = {"learning_rate": learning_rate, "tokens_per_second": self.speed}
         self.accelerator.log({**self.record, **speed}, step=state.step)
         self.resumed, self.tokens_before = time.monotonic(), state.tokens
+        self._say_line()
+
+    def _say_line(self) -> None:
+        """Print a line of progress if there is no progress bar."""
+        self.next_line = time.monotonic() + LINE_SECONDS
+        if self.writes and self.bar.disable:
+            say(f"step {self.state.step:,} of {self.steps:,}: {self._shown()}", file=sys.stderr)
+
+    def _shown(self) -> str:
+        shown = {"loss": self.loss, "tokens/s": self.speed, **self.held_out}
+        return ", ".join(f"{name} {_short(value)}" for name, value in shown.items())
 
     def _records(self, step: int) -> list[Metrics]:
         """Return the evaluations up to and including a step, without a last line that a power cut left incomplete."""

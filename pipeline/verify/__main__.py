@@ -27,7 +27,7 @@ from pipeline.messages import say
 from pipeline.progress import stage
 from pipeline.verify.consistency import Records, check_card, check_records, check_tokenizer, read_records
 from pipeline.verify.content import Rules, check_shard, shard_provenance
-from pipeline.verify.repair import annotate_command, set_aside
+from pipeline.verify.repair import command_again, set_aside
 from pipeline.verify.stored import Fault, Stored, stored_subsets
 from schemas.annotations import Provenance
 from schemas.layout import LEDGER_FOLDER
@@ -238,12 +238,15 @@ def summary(findings: Findings) -> str:
 
 
 def repair(findings: Findings, config: Config) -> None:
-    """Move bad shards away, and print the annotate command that labels them again."""
+    """Move bad shards away, and print the command that makes them again."""
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
-    command = annotate_command(findings.stored, findings.records, config.estimator)
-    rest = ", with its other flags instead of `...`, such as --estimator" if command.endswith("...") else ""
-    say(f"the command that made the dataset labels these rows again{rest}:")
+    command = command_again(findings.stored, findings.records, config.estimator)
+    if command.endswith("--labels ..."):
+        rest = ", with the sidecar instead of `...`"
+    else:
+        rest = ", with its other flags instead of `...`, such as --estimator" if command.endswith("...") else ""
+    say(f"the command that made the dataset makes these rows again{rest}:")
     say(f"  {command}")
 
 

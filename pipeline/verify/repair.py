@@ -1,4 +1,4 @@
-"""Repair of a dataset: damaged files are moved away, so that the annotate command makes them again.
+"""Repair of a dataset: damaged files are moved away, so that the command that made the dataset makes them again.
 
 Nothing is deleted.
 """
@@ -15,7 +15,7 @@ from pipeline.data.tokenizer import TOKENIZED_ALREADY, load_tokenizer
 from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
 from schemas.annotations import INPUT_IDS, SHIPPED_MODEL
-from schemas.receipts import RECEIPTS, Plan, Receipt
+from schemas.receipts import RECEIPTS, Plan, Receipt, total
 from schemas.rows import TEXT_COLUMN
 
 DAMAGED = "damaged"
@@ -49,7 +49,7 @@ def set_aside(stored: Stored, faults: Collection[Fault]) -> list[Path]:
     ]
 
 
-def annotate_command(stored: Stored, records: Records, estimator: tuple[str, ...] = ()) -> str:
+def command_again(stored: Stored, records: Records, estimator: tuple[str, ...] = ()) -> str:
     """Return the command that makes the damaged files again, ending in `...` if not all of its flags are known.
 
     `estimator` has the checkpoints that the user named; the plan records only checkpoints on the Hub.
@@ -57,10 +57,29 @@ def annotate_command(stored: Stored, records: Records, estimator: tuple[str, ...
     if records.plan is None:
         return "python -m pipeline.annotate ..."
     if records.plan.provenance.joined_sha256 is not None:
-        return "python -m pipeline.join ..."
+        return _command("pipeline.join", _join_flags(records.plan, stored, records), "--labels ...")
     flags = _flags(records.plan, stored, estimator)
+    return _command("pipeline.annotate", flags, "..." if _is_incomplete(flags, records.plan) else "")
+
+
+def _command(module: str, flags: Mapping[str, object], end: str) -> str:
     given = [f"--{name.replace('_', '-')} {_words(value)}".rstrip() for name, value in flags.items() if value]
-    return " ".join(["python -m pipeline.annotate", *given, *(["..."] if _is_incomplete(flags, records.plan) else [])])
+    return " ".join([f"python -m {module}", *given, *filter(None, [end])])
+
+
+def _join_flags(plan: Plan, stored: Stored, records: Records) -> dict[str, object]:
+    """Return the settings of a join as flags, except the labels, of which the plan has only the digest."""
+    counts = total(each for receipts in records.receipts.values() for each in receipts).counts
+    kept = counts.rows_changed + counts.rows_unmatched
+    column = plan.provenance.text_column
+    return {
+        "input": plan.inputs,
+        "output": stored.place,
+        "subset": stored.subset.name,
+        "text_column": None if column in (TEXT_COLUMN, INPUT_IDS) else column,
+        "without_tokens": plan.schema is not None and INPUT_IDS not in plan.schema.names,
+        "unmatched": "keep" if kept else None,
+    }
 
 
 def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, object]:

@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -70,11 +72,19 @@ def test_any_rows_equal_those_of_the_whole_table(
         assert pa.Table.from_batches(parts, schema).equals(wanted)
 
 
-@pytest.mark.parametrize("use_dictionary", [True, False])
-def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, use_dictionary: bool) -> None:
-    """One text is long among short ones. Another one is repeated in many rows, but a dictionary stores it only once."""
+ENCODINGS = (
+    {"use_dictionary": True},
+    {"use_dictionary": False},
+    {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
+)
+"""Settings of a writer: a repeated value is stored once, each time, or as an empty difference from the one before."""
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, encoding: dict[str, Any]) -> None:
+    """One text is long among short ones. Another one is repeated in many rows, which may be stored in little space."""
     texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", use_dictionary=use_dictionary)
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **encoding)
     parts = read(found(tmp_path / "a.parquet"))
     assert texts_of(parts) == texts
     assert all(len(part) == 1 or part.nbytes <= iterators.BATCH_BYTES for part in parts)
@@ -214,17 +224,31 @@ def test_first_pages_are_where_pyarrow_finds_them(tmp_path: Path, dictionary: bo
         ]
 
 
-def test_rows_that_repeat_a_long_value_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The footer counts a dictionary's value only once, however many rows repeat it."""
-    monkeypatch.setattr("pipeline.data.parquet.BYTES_READ", 3 * 10**6)
-    monkeypatch.setattr("pipeline.data.parquet.BATCH_BYTES", 2**40)
-    monkeypatch.setattr("pipeline.data.iterators.BATCH_BYTES", 0)
-    texts = ["x" * 10**6] * 20
-    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    (file,) = find_files([str(tmp_path / "a.parquet")])
-    column = Column(longest=2**24)
-    parts = list(read_rows(file, 0, 20, inspect_file(file, column).schema, column))
-    assert texts_of(parts) == texts and {len(part) for part in parts} <= {1, 2}
+def rows_read(texts: list[str], file: Path, monkeypatch: pytest.MonkeyPatch, **encoding: Any) -> list[int]:
+    """Write `texts` to a file, read them, and return how many rows pyarrow was told to read at a time."""
+    sizes: list[int] = []
+    read_at_a_time = pq.ParquetFile.iter_batches
+
+    def iter_batches(parquet: pq.ParquetFile, size: int, **options: Any) -> Iterator[pa.RecordBatch]:
+        sizes.append(size)
+        yield from read_at_a_time(parquet, size, **options)
+
+    pq.write_table(pa.table({"text": texts}), file, **encoding)
+    with monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+        assert texts_of(read(found(file))) == texts
+    return sizes
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_rows_that_repeat_a_long_value_are_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: dict[str, Any]
+) -> None:
+    """A value is stored once, however many rows repeat it, so that the row group seems small."""
+    monkeypatch.setattr(parquet, "BYTES_READ", 24 * 10**6)
+    monkeypatch.setattr(parquet, "BATCH_BYTES", 2**40)
+    (size,) = rows_read(["x" * 10**6] * 70, tmp_path / "a.parquet", monkeypatch, **encoding)
+    assert size <= 24
 
 
 def test_a_page_that_is_too_large_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from datatrove.utils.dataset import DatatroveFolderDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.data.annotated import find_annotations
 from pipeline.data.label_units import MOST_UNITS, NO_LABEL, short_units
-from pipeline.export.token_batches import TrainedRange
+from pipeline.export.token_batches import TrainedRange, quantile
 from pipeline.export.token_files import megatron_index
 from tests.annotated import write_annotated
 from tests.conftest import RunCommand
@@ -190,3 +191,11 @@ def test_other_files_and_other_exports_are_kept(
 @given(st.lists(st.one_of(st.just(np.nan), st.floats(-200, 200, width=32)), max_size=20))
 def test_all_labels_and_missing_ones_are_in_the_widest_range(nats: list[float]) -> None:
     assert TrainedRange(NO_LABEL, MOST_UNITS).mask(short_units(np.array(nats, np.float32))).all()
+
+
+def test_a_quantile_is_the_label_at_the_rank_of_its_share(tmp_path: Path) -> None:
+    """Of 100 labels from 1 to 100 units, the share 0.07 has rank 7, although 0.07 * 100 is above 7 as a float."""
+    nats = [[unit / 128 for unit in range(1, 101)], []]
+    dataset = find_annotations(str(write_annotated(tmp_path, [[5] * 100, []], nats)))
+    found = [quantile(dataset, share) for share in (0, 1e-9, 0.01, 0.07, 0.071, 0.29, 0.57, 1)]
+    assert found == [1, 1, 1, 7, 8, 29, 57, 100]

@@ -120,7 +120,8 @@ def test_a_join_resumes_and_refuses_other_labels(
     assert "was begun with other columns; give --without-tokens as before" in capsys.readouterr().err
     shards[0].write_bytes(b"")
     assert run_command("pipeline.verify", output, "--sample", 0, "--repair") == 1
-    assert "python -m pipeline.join ..." in capsys.readouterr().out
+    command = f"python -m pipeline.join --input {source} --output {output} --subset exact --labels ..."
+    assert command in capsys.readouterr().out
     assert run_command(JOIN, "--input", source, "--labels", labels, "--output", output) == 0
     assert {shard: hashlib.sha256(shard.read_bytes()).hexdigest() for shard in shards} == before
     others = write_sidecar(tmp_path / "b", labelled([(each.id, each.tokens) for each in DOCUMENTS], seed=9))

@@ -1,5 +1,7 @@
 """Metrics in named trackers, on the progress bar and, always, in metrics.jsonl."""
 
+import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -84,8 +86,22 @@ def test_the_refusal_says_if_no_tracker_is_installed(monkeypatch: pytest.MonkeyP
 
 
 def test_the_progress_bar_shows_loss_speed_and_held_out_figures(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(Bigrams(), circle(), loss, lambda model: {"held_out_loss": 1.25}, CONFIG, tmp_path)
     last = capsys.readouterr().err.split("\r")[-1]
     assert "25/25" in last and "loss 0." in last and "tokens/s " in last and "held_out_loss 1.250" in last
+
+
+def test_lines_replace_the_bar_without_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The evaluations are at steps 10, 20 and 25. If a line is due after no time at all, every step has one."""
+    train(Bigrams(), circle(), loss, lambda model: {"held_out_loss": 1.25}, CONFIG, tmp_path / "a")
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [f"step {step} of 25" for step in (10, 20, 25)]
+    assert all(re.search(r": loss \d\.\d+, tokens/s [\d,.]+, held_out_loss 1\.250$", line) for line in lines), lines
+    monkeypatch.setattr("pipeline.training.metrics.LINE_SECONDS", 0.0)
+    train(Bigrams(), circle(), loss, lambda model: {"held_out_loss": 1.25}, CONFIG, tmp_path / "b")
+    assert len(capsys.readouterr().err.splitlines()) == 25 + 3
