@@ -1,12 +1,14 @@
-"""Audit what a causal language model has memorised of an annotated dataset, beyond what the labels say.
+"""Audit of a causal language model: how much of an annotated dataset it has memorised.
 
-The memorised nats of a token with loss l and label e are max(e - l, 0). The excess, max(l - e, 0), was not learned.
-Both are summed over the labelled tokens of each document, of all documents with the same value in a column, and of all
-documents. Labels are noisy, so that some nats seem memorised even in text that the model has never seen. Name such text
-with --reference to subtract these nats.
+A token counts as memorised if the model's loss is below the token's label. The memorised nats of a token with loss l
+and label e are max(e - l, 0). The nats that the model has not learned are max(l - e, 0). Each of these two quantities
+is summed over the labelled tokens of a document, of all documents with the same value in a column, and of all
+documents. Labels are noisy, so some nats seem memorised even in text that the model has never read. To subtract these
+nats, name a dataset of unseen text with --reference.
 
 The model reads every document by itself, after the start token. A document longer than the context is read in windows
-that overlap by half. Prints tables. With --output, writes documents.csv, with a row for each document, and results.md.
+that overlap by half. The command prints tables. With --output, it writes results.md, and documents.csv with a row for
+each document.
 """
 
 import sys
@@ -32,8 +34,9 @@ class Config:
     """Settings of the audit: model, datasets, groups and output."""
 
     model: str
-    """Causal language model: a folder, or a name on the Hub. If its tokenizer is not the dataset's, the labels move to
-    its tokens, as in training. Documents whose labels cannot move are left out and counted."""
+    """Causal language model: a folder, or a name on the Hub. If its tokenizer is not that of the
+    dataset, the labels are transferred to the tokens of the model's tokenizer, as in training. Documents whose labels
+    cannot be transferred are left out and counted."""
     labels: str
     """Annotated dataset to audit: a folder or hf://datasets/USER/NAME."""
     reference: str | None = None
@@ -42,10 +45,10 @@ class Config:
     by: str | None = None
     """Column of --labels, for example a language or a site. Totals are printed for each of its values."""
     groups: int = 20
-    """Largest number of values of --by to print, those with the most tokens first."""
+    """Maximum number of values of --by to print. Values with the most tokens come first."""
     show: int = 10
-    """Number of documents to print, those with the most memorised nats above the baseline first. Copies of a document
-    are printed once."""
+    """Number of documents to print. Documents with the most memorised nats above the baseline come first. Copies of a
+    document are printed once."""
     limit: int | None = None
     """Read at most this many documents of each dataset."""
     window: int | None = None
@@ -58,7 +61,7 @@ class Config:
 
 
 def audit(config: Config) -> None:
-    """Audit what a causal language model has memorised of an annotated dataset, beyond what the labels say."""
+    """Measure how much of an annotated dataset a causal language model has memorised: its losses below the labels."""
     from pipeline.experiments.document_reader import DocumentReader, audited  # imports torch, which takes seconds
 
     if config.output is not None:

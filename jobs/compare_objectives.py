@@ -1,14 +1,17 @@
-"""Comparison of training methods: with each method, a small language model overfits the same few documents.
+"""Comparison of training methods. With each method, a small language model overfits the same few documents.
 
-Methods are objectives with labels, their controls, regularisers and distillation. Every method is tried with the same
-number of settings on development documents. Its best settings are trained again with new seeds and evaluated on test
-documents, which are read once. Differences have 95% intervals of a bootstrap over documents and seeds.
+The methods are objectives that use labels, controls of these objectives, regularisers, and distillation. Each method is
+tried with the same number of settings, which are judged by the loss on development documents. The best settings of each
+method are then trained again with new seeds. These models are evaluated on test documents, which are read only once.
+The 95% interval of each difference comes from a bootstrap over documents and seeds.
 
-By default, the documents come from a synthetic source of known entropy, and models that were trained on other documents
-from the same source label them. For real text, --labels names annotated datasets of the same documents. With
---cross-fitted, the labels come from models that were trained only on training documents. The same command resumes an
-interrupted comparison. Writes results.md, results.csv, trials.csv, curves.csv, curves.png, opened.json (the choices
-with which the test documents were read) and a folder for every trained model.
+By default, the documents are drawn from a synthetic source of known entropy. They are labelled by models that were
+trained on other documents from this source. For real text, --labels names annotated datasets of the same documents.
+With --cross-fitted, the labels come from models that were trained only on training documents. The same command resumes
+an interrupted comparison.
+
+The command writes results.md, results.csv, trials.csv, curves.csv, curves.png, opened.json and a folder for every
+trained model. The file opened.json records the settings that were chosen before the test documents were read.
 """
 
 from __future__ import annotations
@@ -76,8 +79,9 @@ class Config:
     """With --labels, tokenizer folder of the models. The nats of each labelled token are divided among the new tokens
     that cover the same bytes. By default, the models have the tokenizer of the datasets."""
     teacher: Path | None = None
-    """With --labels, a causal language model of the same tokens that has read other text. Its labels have the
-    name `teacher`. Methods that distil its predictions or start from its weights need it, or --cross-fitted."""
+    """With --labels, a causal language model that was trained on other text. It must have the tokens of the compared
+    models. Its labels are named `teacher`. Methods that distil a teacher's predictions or start from its weights need
+    --teacher or --cross-fitted."""
     methods: tuple[str, ...] = ()
     """Names of the methods to compare, as in results.md. The baseline, cross-entropy, is always one of them. By
     default, all methods are compared."""
@@ -175,14 +179,14 @@ def compare(student: Student, methods: Sequence[Method], config: Config) -> None
 
 
 def student_of(config: Config, study: Study) -> Student:
-    """Return the student whose trainings are in the output folder."""
+    """Return the `Student` that trains the study's language models below the output folder."""
     from pipeline.comparison.student import Student
 
     return Student(study, config.model, config.training, config.output / "trials")
 
 
 def documents_of(config: Config) -> Study:
-    """Return the study with the labels that exist already: those of datasets, or the true labels of a source."""
+    """Return the study with the labels that need no training: labels of datasets, or true labels of a source."""
     from pipeline.comparison.known_study import drawn_study
     from pipeline.comparison.text_study import text_study
 
@@ -195,7 +199,7 @@ def documents_of(config: Config) -> Study:
 
 
 def labelled(config: Config, study: Study) -> Study:
-    """Return the study with all its labels. It is loaded from the output folder if it was saved there before."""
+    """Return the study with all its labels. If the output folder has the finished study, load it from there."""
     from pipeline.comparison.known_study import with_models
     from pipeline.comparison.study import STUDY_FILE, Study
     from pipeline.comparison.text_study import with_teacher
@@ -232,7 +236,7 @@ def cross_fitted_study(config: Config, study: Study, folder: Path) -> Study:
 
 
 def methods_of(config: Config, study: Study) -> list[Method]:
-    """Return the methods to compare, before the labels of the study are made.
+    """Return the methods to compare. The labels of the study need not have been made yet.
 
     Raises:
         ValueError: if a name of a method or of labels is unknown.

@@ -1,8 +1,10 @@
-"""Fit a calibration: functions that map a labeller's labels to the scale of a better labeller's, the reference.
+"""Fit a calibration: functions that map labels to the scale of a better labeller's labels, which are the reference.
 
-Needs two annotated datasets that share documents: the labels to calibrate, and the reference's labels of a sample. The
-tokens may differ. Documents are paired by their tokens. Some documents are held out. For them, the agreement with the
-reference is printed before and after calibration. `pipeline.annotate --calibration FILE` applies the calibration.
+The job needs two annotated datasets that share documents: one with the labels to calibrate, and one with the
+reference's labels of a sample. If their tokenizers differ, the reference's labels are first transferred to the tokens
+of the labels to calibrate. Documents with equal tokens are then paired. Some documents are held out of the fit. For
+these documents, the agreement with the reference is printed before and after calibration.
+`pipeline.annotate --calibration FILE` applies the calibration.
 """
 
 from dataclasses import dataclass
@@ -34,9 +36,11 @@ class Config:
     """Settings of the fit: two datasets, the form of the functions, and output."""
 
     labels: str
-    """Annotated dataset whose labeller is calibrated: a folder or hf://datasets/USER/NAME, not calibrated yet."""
+    """Annotated dataset with the labels to calibrate: a folder, or hf://datasets/USER/NAME. No calibration may have
+    been applied to these labels."""
     reference: str
-    """Annotated dataset of the better labeller. It must share documents with --labels; a few hundred suffice."""
+    """Annotated dataset of the better labeller, the reference: a folder, or hf://datasets/USER/NAME. It must share
+    documents with --labels, and a few hundred shared documents suffice."""
     output: Path
     """File to write the calibration to, as JSON."""
     by: str | None = None
@@ -49,7 +53,7 @@ class Config:
     """Smallest number of labelled tokens for which a value of --by gets a fit of its own. Other documents get the
     pooled fit, which is the fit to all documents."""
     held_out: float = 0.2
-    """Share of the documents on which the calibration is measured. It is not fitted to them."""
+    """Share of the documents to hold out. The calibration is measured on these documents, and is not fitted to them."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "fewest_tokens")
@@ -94,7 +98,10 @@ def calibration_of(
 
 
 def print_documents(found: Paired, fitted: int, calibration: Calibration) -> None:
-    """Print the numbers of documents and of domains, and the fits. `fitted` documents were used for the fits."""
+    """Print the number of documents, the number of domains, and the fits.
+
+    `fitted` is the number of documents that were used for the fits.
+    """
     say(f"documents      {fitted:,} for the fit, {len(found.pairs) - fitted:,} held out{found.left_out}")
     if calibration.by is not None:
         own, domains = calibration.fitted_domains, {pair.domain for pair in found.pairs}

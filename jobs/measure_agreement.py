@@ -1,8 +1,9 @@
 """Measure the agreement of labels with a reference, for all documents and for groups by length or by a column.
 
-Needs two annotated datasets that share documents: the labels, and those of the reference, such as a larger model. The
-tokens may differ. Documents are paired by their tokens, and the reference's labels are moved to the tokens of the
-labels. To compare labels fairly, take documents on which neither labeller was trained.
+Needs two annotated datasets that share documents. One has the labels to measure. The other has the labels of the
+reference, for example of a larger model. If the datasets have different tokenizers, the reference's labels are
+transferred to the tokens of the measured labels. Documents are then paired by their tokens. To compare labels fairly,
+take documents on which neither labeller was trained.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,11 +30,11 @@ class Config:
     labels: str
     """Annotated dataset whose labels are measured: a folder or hf://datasets/USER/NAME."""
     reference: str
-    """Annotated dataset with the reference's labels, of some of the same documents."""
+    """Annotated dataset with the labels of the reference. It must share documents with --labels."""
     by: str | None = None
-    """Column of --labels, for example a language or a site. The agreement is printed for each of its values."""
+    """Column of --labels, for example a language or a site. The agreement is printed for each value of this column."""
     groups: int = 20
-    """Largest number of values of --by to print, those with the most tokens first."""
+    """Maximum number of values of the column --by to print. Values with the most tokens come first."""
 
     def __post_init__(self) -> None:
         require_at_least_one(self, "groups")

@@ -49,8 +49,8 @@ class Config:
     widths: tuple[int, ...] = (1, 4)
     """With --introduction, embedding widths to try."""
     ensemble: tuple[int, ...] = ()
-    """Compare ensembles of these numbers of causal language models with single models, instead of label methods. The
-    models have different seeds. The same command resumes an interrupted comparison."""
+    """Sizes of ensembles. Instead of label methods, compare ensembles of this many causal language models with single
+    models. The models of an ensemble have different seeds. The same command resumes an interrupted comparison."""
     processes: int | None = None
     """Number of sources to process at a time; one per CPU core by default."""
     contest: ContestSettings = field(default_factory=ContestSettings)

@@ -1,8 +1,8 @@
 """Train an autoencoder, which regenerates all tokens of a window in one pass from its embedding (paper section 3).
 
-The autoencoder learns windows of the whole context, and shorter windows only at the ends of documents. Unlike an
-estimator, the autoencoder does not need windows of every length, since no labels are derived from its code lengths of
-prefixes. Held-out loss is measured on the same kind of windows.
+The autoencoder is trained on windows that are as long as the context, except shorter windows at the ends of documents.
+An estimator must learn windows of every length, because its labels are differences of code lengths of prefixes. An
+autoencoder makes no labels, and does not need this. The held-out loss is measured on windows of the same kind.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_autoencoder` starts.

@@ -45,8 +45,8 @@ class Config:
     """Folder to write the checkpoint to."""
     init_from: str | None = None
     """Model to start from: a causal language model, around which the estimator is built, or an estimator with the sizes
-    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. If the
-    embedding enters the decoders of two estimators at different places, only the weights of encoder and decoder are
+    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. From
+    an estimator whose embedding enters the decoder at another place, only the weights of encoder and decoder are
     copied."""
     folds: int = 1
     """Number of cross-validation folds; one estimator is trained for each fold. With several folds, each estimator is

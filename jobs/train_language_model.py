@@ -62,8 +62,8 @@ class Config:
     init_from: str | None = None
     """Causal language model to start from: a folder, a GGUF file, a model on the Hub (USER/NAME or
     USER/NAME@REVISION), or `smollm2`. By default, training starts from random weights. The model keeps its tokenizer
-    and its sizes. If its tokenizer differs from the dataset's, labels move as with --tokenizer. --model.context is the
-    length of the windows to train on."""
+    and its sizes. If its tokenizer is not the dataset's, the labels are transferred to its tokens, as with --tokenizer.
+    --model.context is the length of the windows to train on."""
     objective: Annotated[ObjectiveSettings, cyclopts.Parameter(name="*")] = field(default_factory=ObjectiveSettings)
     shuffle_labels: bool = False
     """Shuffle the labels among all labelled tokens, as a control that keeps only the labels' distribution. With
@@ -88,8 +88,8 @@ class Config:
     """Train in this many processes of a Ray cluster, each with a GPU if the cluster has any. By default, train without
     Ray: in this process, or in all processes that `accelerate launch` started."""
     address: str | None = None
-    """With --workers, address of the Ray cluster to join. By default, join the job's own cluster inside
-    `ray job submit`, or start a local cluster elsewhere."""
+    """Address of the Ray cluster to join, for --workers. By default, a job that `ray job submit` started joins the
+    cluster that it runs on. Without `ray job submit`, a local cluster is started."""
     model: LanguageModelSizes = field(default_factory=LanguageModelSizes)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
@@ -208,7 +208,10 @@ def train_on(
 
 
 def epoch_of(seen: LabelledDocuments, held_out: HeldWindows, config: Config) -> Epoch:
-    """Return the windows of an epoch. If the documents are a stream, the held-out windows are taken as a sample."""
+    """Return the windows of an epoch over the documents to train on, `seen`.
+
+    If these documents are read as a stream, the held-out windows are taken instead, as a sample of the epoch.
+    """
     from pipeline.training.epoch import Epoch
 
     sampled = documents_read(config, seen.dataset) - seen.stop
@@ -281,7 +284,8 @@ def starting_point(config: Config) -> Checkpoint | None:
     """Return the checkpoint to start from, or None for random weights.
 
     Raises:
-        ValueError: if it cannot be found, is not a causal language model, or cannot read windows of `model.context`.
+        ValueError: if the checkpoint cannot be found, is not a causal language model, or cannot read windows of
+            `model.context` tokens.
     """
     if config.init_from is None:
         return None

@@ -56,16 +56,18 @@ class Config:
     is used; or a second-order model, which is trained further. Give a folder or a name on the Hub. With several
     --folds, the folder must hold one checkpoint for each fold. By default, train from scratch."""
     overlap: int | None = None
-    """Number of tokens that a window shares with the next window of the same document. By default, this is the overlap
-    in annotation. If annotation had another window length or tokenizer, it is half the window."""
+    """Number of tokens that a window shares with the next window of the same document. By default, training has the
+    overlap of annotation. If annotation used another window length, or another tokenizer than the dataset's, the
+    default is half a window."""
     start_token: str | None = None
-    """Text of the token to read before every window, if --init-from is a causal language model. By default, this is the
-    token that annotation read. If annotation read none or had another tokenizer, it is the beginning or end of sequence
-    that the model's tokenizer declares."""
+    """Text of the token to read before every window, if --init-from is a causal language model. The default is the
+    token that annotation read. If annotation read no such token, or used another tokenizer than the dataset's, the
+    default is the beginning or end of sequence that the model's tokenizer declares."""
     form: Form = "residual"
-    """Form of both outputs. residual: the outputs correct two values of the model as a language model: the token's
-    surprisal (seeing) and the entropy of the prediction (expecting). direct: each output is the estimate itself, and
-    nothing is projected to the vocabulary."""
+    """Form of the two outputs. residual: each output is a correction, which is added to a value that the model computes
+    as a language model. For the seeing output (which has read the token), this value is the token's surprisal. For the
+    expecting output (which reads only the tokens before), it is the entropy of the prediction. direct: each output is
+    the estimate itself, which needs no projection to the vocabulary."""
     transformers: Literal[1, 2] = 1
     """Number of transformers: 1, which both outputs share, or 2, one for each output."""
     causal_weight: float = 1.0

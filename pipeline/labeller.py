@@ -10,9 +10,9 @@
 
 Windows, precision and rounding are those of `pipeline.annotate`, so a text has the labels that the command gives it.
 Several documents are labelled in one batch, so the last bits of a label may depend on the other documents of the batch.
-With `batch_invariant`, they do not.
+With `batch_invariant`, a label does not depend on other documents.
 
-Shapes: N tokens of a text, K numbers per token.
+Shapes: N tokens of a text, K values per token.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -60,10 +60,10 @@ class LabelledText:
 
     text: str
     tokens: list[str]
-    """Characters that each token completes; empty for a token that ends within a character. The joined tokens of a
-    byte-level tokenizer are the text."""
+    """Characters that each token completes, as a string. The string is empty if the token ends within a character. With
+    a byte-level tokenizer, the joined strings are the text."""
     offsets: np.ndarray
-    """Places in the text of each token's first character, and of the character after its last, int64 [N, 2]."""
+    """Start and end of each token in `text`, int64 [N, 2], as indices of characters. The end is exclusive."""
     columns: Mapping[str, np.ndarray]
     """Values by column, [N] or [N, K], as annotation writes them: `input_ids`, `entropy` and other label columns. NaN
     stands for a token without a label."""
@@ -216,7 +216,10 @@ class Labeller:
         return found
 
     def _columns(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the columns of a batch, and those of annotation as arrays."""
+        """Return the columns of a batch unchanged, together with the columns that annotation adds.
+
+        The added columns are as in `_arrays`.
+        """
         self._require_names([*batch])
         try:
             documents = pa.array(batch[self._run.column.name])
@@ -225,7 +228,7 @@ class Labeller:
         return {**batch, **_arrays(self._annotation(documents))}
 
     def _table(self, given: pa.Table | pa.RecordBatch) -> pa.Table:
-        """Return the columns of a table, and those of annotation."""
+        """Return the table with the columns that annotation adds."""
         self._require_names(given.schema.names)
         table = given if isinstance(given, pa.Table) else pa.Table.from_batches([given])
         annotation = self._annotation(table.column(self._run.column.name))
@@ -236,7 +239,11 @@ class Labeller:
         return table
 
     def _require_names(self, names: Sequence[str]) -> None:
-        """Check the names of a batch's columns: documents must be among them, and columns of annotation must not."""
+        """Check the names of a batch's columns.
+
+        Raises:
+            ValueError: if the column of documents is missing, or a name belongs to a column that annotation adds.
+        """
         name = self._run.column.name
         if name not in names:
             listed = ", ".join(names) or "none"

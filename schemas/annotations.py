@@ -55,7 +55,7 @@ COLUMNS_OF_METHOD: dict[Method, tuple[LabelColumn, ...]] = {
     "exact": (ENTROPY,),
     "causal": (ENTROPY, EXPECTED_ENTROPY, RANK),
 }
-"""Label columns that each method can write. Several checkpoints together also write ENTROPY_DEVIATION."""
+"""Label columns that each method can write. Several checkpoints that label together also write ENTROPY_DEVIATION."""
 
 DESCRIPTIONS = {
     INPUT_IDS: "the encoding of the source's `text`, without special tokens, or the source's own `input_ids`",
@@ -73,7 +73,7 @@ DESCRIPTIONS = {
 }
 
 Shape = tuple[int, ...]
-"""Shape of a column's value for one token: () for a number, (K,) for K numbers."""
+"""Shape of the value that a column has for one token: () for a single number, (K,) for K numbers."""
 
 ENTROPY_COLUMNS = (ENTROPY, EXPECTED_ENTROPY, ENTROPY_DEVIATION)
 """Columns of labels in nats."""
@@ -82,11 +82,15 @@ ID_COLUMNS = (TOP_IDS, SAMPLED_IDS)
 PREDICTION_COLUMNS = (TOP_IDS, TOP_LOGPROBS, SAMPLED_IDS)
 """Columns of labels with a list of numbers per token."""
 PER_TOKEN = (*ENTROPY_COLUMNS, RANK, TOP_IDS, TOP_LOGPROBS, REST_LOGPROB, SAMPLED_IDS)
-"""All columns of labels, each with a number or a list of numbers per token."""
+"""All columns of labels: those with a number per token, and those with a list of numbers per token."""
 
 
 def label_type(name: str, shape: Shape = (), vocabulary: int = 0) -> pa.DataType:
-    """Return the type of a column of labels, whose token ids are below `vocabulary`."""
+    """Return the Arrow type of the label column `name`: for each row, a list with one value per token.
+
+    A value is a number, or a list of numbers if `shape` is (K,). The width of token ids depends on `vocabulary`, the
+    number of ids.
+    """
     value = pa.int32() if name == RANK else pa.float32()
     if name in ID_COLUMNS:
         value = pa.uint16() if vocabulary <= 2**16 else pa.uint32()
@@ -109,7 +113,7 @@ COMBINATIONS = {
     "mean of moved nats": "Several models with different tokenizers labelled together: a label is the mean of their "
     "nats, moved to these tokens, and not -ln of a mean probability.",
 }
-"""Sentences on the labels of an ensemble, by the way in which they are combined."""
+"""Sentences on the labels of an ensemble, by the way in which the members' labels are combined."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,29 +186,34 @@ class Provenance:
     """Maximum size of a document: its bytes of text, or four times its number of token ids. Longer documents have no
     labels. Older runs had no limit."""
     label_columns: tuple[LabelColumn, ...] = ()
-    """Columns of labels with a number per token; empty in older runs, whose columns are determined by the method (see
-    `columns_of_labels`)."""
+    """Columns of labels that have one number per token. Empty in older runs, whose columns are determined by the method
+    (see `columns_of_labels`)."""
     top_k: int = 0
-    """Number of most probable ids per token in `top_ids` and `top_logprobs`; 0 without these columns."""
+    """Number of most probable ids per token in the columns `top_ids` and `top_logprobs`; 0 without these columns."""
     sampled_ids: int = 0
-    """Number of ids per token in `sampled_ids`; 0 without this column."""
+    """Number of sampled ids per token in the column `sampled_ids`; 0 if the dataset lacks this column."""
     predicted_vocabulary: int = 0
-    """Number of ids that the model predicts, which may exceed `vocabulary`; 0 without columns of ids."""
+    """Number of token ids in the model's output distribution. It may exceed `vocabulary`. 0 if the dataset has neither
+    `top_ids` nor `sampled_ids`."""
     members: tuple[EnsembleMember, ...] = ()
-    """Members of an ensemble, in the order of the digest; empty for a single checkpoint."""
+    """Members of an ensemble, in the order in which `checkpoint_sha256` covers their files; empty for a single
+    checkpoint."""
     calibration: Calibration | None = None
-    """Calibration that was applied to the labels, after they were moved to the tokens of `input_ids`. None if the
+    """Calibration of the labels. It was applied after labels were transferred to the tokens of `input_ids`. None if the
     labels are not calibrated."""
     sidecar: bool = False
     """True if the dataset holds labels and the keys of documents, without text and token ids (see schemas.sidecars)."""
     joined_sha256: str | None = None
-    """Digest of the sidecar whose labels were joined to these documents; None if the run labelled them itself."""
+    """Digest of the sidecar whose labels were joined to the documents; None if the run labelled the documents."""
     rounding_nats: float = ROUNDING_NATS
     schema_version: int = SCHEMA_VERSION
 
     @property
     def columns_of_labels(self) -> tuple[LabelColumn, ...]:
-        """Label columns with a number per token that `label_columns` chooses, `entropy` first."""
+        """Names of the label columns that have one number per token, `entropy` first.
+
+        These are `label_columns`. Older runs have no `label_columns`, and their columns depend only on the method.
+        """
         older: tuple[LabelColumn, ...] = (ENTROPY, EXPECTED_ENTROPY) if self.method == "second-order" else (ENTROPY,)
         return self.label_columns or older
 
@@ -244,7 +253,7 @@ class Provenance:
 
     @property
     def combination(self) -> str:
-        """Quantity into which the labels of an ensemble's members are combined, in words."""
+        """Name of the way in which the labels of an ensemble's members are combined, a key of COMBINATIONS."""
         if self.has_several_tokenizers:
             return "mean of moved nats"
         return "mean probability" if self.method == "causal" else "mean of nats"

@@ -35,10 +35,10 @@ class Fit:
     """Values of the function at the knots. The function is linear between knots and constant outside."""
 
     def require_possible(self, kind: CalibrationKind) -> None:
-        """Raise if this function cannot be the result of a fit of this kind.
+        """Raise if a calibration of the kind `kind` cannot contain this fit.
 
         Raises:
-            ValueError: naming the first value that is wrong.
+            ValueError: naming the first field with a wrong value.
         """
         numbers = (self.slope, self.bias, *self.labels, *self.reference)
         right = {
@@ -72,7 +72,10 @@ class ColumnFit:
     domains: tuple[DomainFit, ...] = ()
 
     def fits(self, domains: Sequence[str | None]) -> list[Fit]:
-        """Return the fit for each of these domains: its own, or the pooled fit if it has none or is None."""
+        """Return a fit for each element of `domains`.
+
+        A domain with a fit of its own gets this fit. Any other domain, and None, gets the pooled fit.
+        """
         own: dict[str | None, Fit] = {each.domain: each.fit for each in self.domains}
         return [own.get(domain, self.pooled) for domain in domains]
 

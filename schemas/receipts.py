@@ -199,7 +199,7 @@ class Plan:
     checkpoint: str | None = None
     """USER/NAME@COMMIT if the checkpoint is from the Hub, otherwise None."""
     source: tuple[str, ...] = ()
-    """The inputs of `inputs`, with those on the Hub pinned to commits."""
+    """The same inputs as in `inputs`, except that inputs on the Hub are pinned to commits."""
     schema: pa.Schema | None = None
     """Schema of the shards; None only in plans of older versions."""
     tokenizer_config_sha256: str | None = None

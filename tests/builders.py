@@ -45,7 +45,10 @@ def sample_texts(count: int, characters: int = 1500) -> list[str]:
 
 
 def command_of(module: str) -> Callable[..., Any]:
-    """Return the function that `python -m MODULE` runs. It has the module's name; a package has it in `__main__`."""
+    """Return the function that `python -m MODULE` runs.
+
+    The function has the same name as the module. If the module is a package, the function is in its `__main__`.
+    """
     found = find_spec(module)
     is_package = found is not None and found.submodule_search_locations is not None
     holder = importlib.import_module(f"{module}.__main__" if is_package else module)

@@ -70,15 +70,16 @@ RAYS = ("head", "cluster", None)  # in the order in which tests run
 
 @cache
 def ray_of(file: Path) -> str | None:
-    """Return which Ray of the session a file's tests use: `head` with a dashboard, `cluster`, or None."""
+    """Return the Ray instance that a file's tests use: `head` (which has a dashboard), `cluster`, or None."""
     found = re.findall(r"\b(ray_head|run_here|ray_cluster)\b", file.read_text(encoding="utf-8"))
     return ("cluster" if {*found} == {"ray_cluster"} else "head") if found else None
 
 
 class FewRays(LoadFileScheduling):  # type: ignore[misc]
-    """Scheduler that gives each process one file at a time, but all files that use the same Ray to one process.
+    """Scheduler of test files for pytest-xdist. It gives a process one test file at a time.
 
-    Otherwise several processes would start a Ray, and an idle Ray costs up to a tenth of a core.
+    Files that use the same Ray instance are all given to one process. Otherwise several processes would each start a
+    Ray instance, and an idle instance takes up to a tenth of a core.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -93,7 +94,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FewRays
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """End the session's Ray after the last file that uses it, not only at the end of the session."""
+    """Shut Ray down after the last test file that uses it, instead of at the end of the session."""
     if ray_of(item.path) and nextitem and not ray_of(nextitem.path):
         RAY.close()
 

@@ -1,6 +1,7 @@
 """Tiny random causal language models of many families, whose heads, embeddings and positions differ.
 
-Biases and norms are random too, because at their initial zero or one a missing bias or norm would go unnoticed.
+Biases and the weights of norms are random too. With their usual initial values, 0 and 1, a test would not notice if a
+copy of a model lacked one of them.
 """
 
 from typing import Any

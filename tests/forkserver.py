@@ -1,7 +1,7 @@
-"""Commands in separate processes that start at once: forks of a server that has imported torch but not used it.
+"""Commands in separate processes that start without delay, because a server that has imported torch is forked.
 
-`Forked` has the methods of `subprocess.Popen` that tests use. A process group is started without a launcher: its
-processes get the environment variables that a launcher would set.
+The server itself does not compute with torch. `Forked` has those methods of `subprocess.Popen` that tests use. `group`
+starts a torch process group without a launcher, and sets the environment variables that a launcher would set.
 """
 
 import os

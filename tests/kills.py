@@ -30,7 +30,7 @@ from tests.tiny_models import tiny_second_order
 
 DOCUMENTS = 24
 MOST_KILLS = 3
-"""Maximum number of signals to a trial. After them, the command is left to complete."""
+"""Maximum number of signals in a trial. After the last signal, the command is left to complete."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, -2, 0}}
 """Allowed exit codes by signal: -15 and -2 while a command imports or ends, 0 if the signal came after its end."""
@@ -38,7 +38,7 @@ FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {
 
 @dataclass(frozen=True)
 class Command:
-    """Annotation command that writes to a folder, or to a repository of a Hub."""
+    """Command line of an annotation, which writes to a folder or to a repository on the Hub for tests."""
 
     inputs: tuple[str, ...]
     scratch: Path
@@ -176,7 +176,10 @@ class Kills:
         return Trial(self, name)
 
     def trial(self, number: int) -> Iterator[str]:
-        """Run one annotation, killed up to MOST_KILLS times; yield what was done and what was wrong."""
+        """Run an annotation that is killed up to MOST_KILLS times and then completed.
+
+        Yield a text for each fault. It names the signals that were sent, and describes the fault.
+        """
         dice = random.Random(f"{self.seed}-{number}")
         workers = 2 if dice.random() < self.ray_share else 0
         did: list[str] = []
@@ -195,7 +198,11 @@ class Kills:
                 yield f"trial {number}: {'; '.join(did)}: {wrong}"
 
     def attempt(self, command: Command, workers: int, dice: random.Random) -> tuple[str, str]:
-        """Start the command and send one signal. Return what was done, and what was wrong with the command's end."""
+        """Start the command, and send one signal to the driver or to a worker at a random moment.
+
+        Return a description of the signal, and a description of the fault with which the command ended. The second text
+        is empty if the command ended without a fault.
+        """
         victim = "worker" if workers and dice.random() < 0.5 else "driver"
         number = signal.SIGKILL if victim == "worker" else dice.choice(SIGNALS)
         moment = dice.uniform(0, self.expected.seconds + (8 if workers else 0))

@@ -30,14 +30,14 @@ def peak_of(what: str, file: Path, timeout: int = 120) -> Peak:
 
 
 def plan(file: Path) -> str:
-    """Inspect a source as a driver does. Return the number of rows in words."""
+    """Inspect a file as the driver of a run does before planning. Return the number of rows as text."""
     from pipeline.engine.plan import inspect
 
     return f"{inspect(find_files([str(file)]), Column()).rows} rows"
 
 
 def annotate_fast(file: Path) -> str:
-    """Annotate with a tiny model, which takes a tenth of the shipped model's time."""
+    """Annotate with a tiny model, which takes a tenth of the shipped model's time. Return the outcome as text."""
     from pipeline.models.checkpoint import SHIPPED, copy_tokenizer
     from tests.tiny_models import tiny_second_order
 
@@ -48,7 +48,7 @@ def annotate_fast(file: Path) -> str:
 
 
 def annotate(file: Path, model: str | None = None) -> str:
-    """Annotate as a driver and a worker do, by default with the shipped model. Return the outcome in words."""
+    """Annotate as a driver and a worker do, by default with the shipped model. Return the outcome as text."""
     from pipeline.annotate.__main__ import annotate
     from pipeline.annotate.config import Config
     from pipeline.data.ledger import Ledger
@@ -72,7 +72,7 @@ def annotate(file: Path, model: str | None = None) -> str:
 
 
 def report(folder: Path) -> str:
-    """Write the page of an annotated dataset."""
+    """Write the report page of an annotated dataset. Return the size of the page as text."""
     from pipeline.report.page import write_report
 
     with tempfile.TemporaryDirectory() as output:

@@ -1,8 +1,9 @@
-"""Published procedure for exact labels, as a slow reference: two full-length forward passes per label.
+"""The paper's procedure for exact labels, as a slow reference for tests: two full-length forward passes per label.
 
-Every prefix is shifted to the right end of a window of N tokens. To its left is padding behind an attention mask, and
-the logits of the whole window are computed. The embedding is always directly before the prefix's first token. If that
-token were predicted from padding, short prefixes would be treated differently from the whole window.
+Every prefix of the window is moved to the right end of a row of T positions. The positions to the left of the prefix
+are padding, which an attention mask hides, and the logits of all T positions are computed. The embedding always stands
+directly before the first token of the prefix, and this token is predicted from the embedding. A prediction from padding
+would treat short prefixes differently from the whole window.
 
 T tokens of the window, R prefixes in a forward pass, D decoder width, V vocabulary.
 """
@@ -26,8 +27,8 @@ def published_entropies(
 ) -> Tensor:
     """Return exact labels in nats, float32, at `positions` (None for all).
 
-    The label of token n is C(n) - C(n - 1), and C(n) is the code length of the first n tokens. A forward pass has
-    `batch` prefixes.
+    The label of token n, counted from 1, is C(n) - C(n - 1), where C(n) is the code length of the first n tokens. A
+    forward pass has `batch` prefixes.
     """
     chosen_P = torch.arange(len(window_T)) if positions is None else torch.tensor(positions)
     entropies = [
@@ -39,9 +40,9 @@ def published_entropies(
 
 
 def code_lengths(estimator: EntropyEstimator, window_T: Tensor, length_R: Tensor) -> Tensor:
-    """Return the code lengths C(n) of prefixes in nats, float64 [R], without the cost of the embedding.
+    """Return the code length C(n) of the window's first n tokens in nats, for each n in `length_R`, float64 [R].
 
-    A prefix of length 0 is computed too, but its result is 0.
+    The cost of the embedding is not included. C(0) is 0, but it takes a forward pass like any other prefix.
     """
     width = len(window_T)
     index_RT = torch.arange(width, device=window_T.device) - (width - length_R.unsqueeze(1))

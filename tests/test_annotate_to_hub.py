@@ -1,4 +1,7 @@
-"""`--output hf://datasets/USER/NAME` with a Hub that fails at times. Commands to be killed have their own process."""
+"""`--output hf://datasets/USER/NAME` with a test server as the Hub, which fails at times.
+
+Commands that are to be killed run in processes of their own.
+"""
 
 import json
 import os
@@ -165,7 +168,10 @@ def test_a_folder_is_published_with_what_it_would_have_had(hub: Hub, run: Run, t
 
 
 def check_that_others_read_it(folder: Path) -> None:
-    """Assert that pyarrow, DuckDB and polars read the same values, and that a filter on `mean_entropy` skips groups."""
+    """Assert that other libraries (pyarrow, DuckDB and polars) read the same values of the dataset in a folder.
+
+    A filter on `mean_entropy` must skip row groups.
+    """
     pattern, expected = str(folder / "data" / "**" / "*.parquet"), rows_of(folder)
     columns = ("id", "input_ids", "entropy", "expected_entropy", "num_tokens", "mean_entropy")
     wanted = [tuple(row[name] for name in columns) for row in expected]
@@ -289,7 +295,7 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
 def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
 ) -> None:
-    """This holds even for a source with a column `_type`. For this source, the card cannot hold the names."""
+    """The source may have a column `_type`, although its card then cannot hold the names of classes."""
     columns = {"kind": [0, 1, None], **more}
     known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
     table = pa.table({"text": sample_texts(3, 200), **columns})

@@ -14,7 +14,10 @@ TRAIN = ("jobs.train_tokenizer", "--input", "in.txt")
 
 @pytest.fixture
 def copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make a folder like Ray's copy for a job the working directory, and return it."""
+    """Create a folder with a path like that of Ray's copy of a job's working directory, and return it.
+
+    The folder becomes the working directory of this process.
+    """
     folder = tmp_path / COPY
     folder.mkdir(parents=True)
     (folder / "in.txt").write_text("A text of a few words.", encoding="utf-8")

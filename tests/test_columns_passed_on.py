@@ -1,4 +1,7 @@
-"""Columns passed on from the source to the annotated dataset. `load_dataset` must read both alike, streamed or not."""
+"""Columns that annotation copies from the source to the annotated dataset.
+
+`load_dataset` must read the copies like the originals, streamed or not.
+"""
 
 import datetime
 import io
@@ -73,7 +76,10 @@ def featured() -> pa.Table:
 
 
 def plain() -> pa.Table:
-    """Return a table with a column of each other type that `datasets` loads, and with odd names."""
+    """Return a table with a column of each Arrow type that `datasets` loads and the table of `featured` lacks.
+
+    Some columns have unusual names.
+    """
     struct = pa.struct([pa.field("a", pa.int8(), nullable=False), ("_type", pa.list_(pa.string()))])
     columns = {
         "date": pa.array([datetime.date(2026, 1, 1), None, None]),
@@ -108,7 +114,7 @@ def lines() -> list[dict[str, Any]]:
 
 
 def loaded(source: Any, folder: Path) -> tuple[Features, list[dict[str, Any]]]:
-    """Load a dataset whole and streamed, compare both, and return its features and rows."""
+    """Load a dataset whole and as a stream, compare the two results, and return the features and rows."""
     how = source if isinstance(source, dict) else {"path": str(source)}
     whole = load_dataset(**how, split="train", cache_dir=str(folder / "cache"))
     streamed = load_dataset(**how, split="train", streaming=True)

@@ -1,4 +1,4 @@
-"""Annotation by several checkpoints, from the flag to a dataset that others load."""
+"""Annotation by an ensemble of checkpoints: from the flag --estimator to a dataset that other libraries load."""
 
 import json
 import shutil

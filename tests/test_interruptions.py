@@ -117,7 +117,10 @@ def begun(*words: str) -> subprocess.Popen[str]:
 
 @pytest.mark.parametrize(("number", "code"), [*SIGNALS, (signal.SIGHUP, 129)])
 def test_a_signal_that_comes_twice_at_once_is_one(number: int, code: int) -> None:
-    """`timeout` sends a signal twice. The exit code must hold even if the interrupted code runs within an `exec`."""
+    """`timeout` sends its signal twice, and the second one must not change the message or the exit code.
+
+    The signal interrupts code within an `exec`, because a plain KeyboardInterrupt there would lose the exit code.
+    """
     process = begun("0.5")
     process.send_signal(number)
     time.sleep(0.2)

@@ -1,4 +1,4 @@
-"""Annotations killed at random moments; `python -m tests.kills` does so hundreds of times."""
+"""Annotations that are killed at random moments and resumed. `python -m tests.kills` runs hundreds of them."""
 
 from pathlib import Path
 

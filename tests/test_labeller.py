@@ -1,4 +1,4 @@
-"""Labels from Python have the command's bits, for texts, batches, tables, `datasets` and Ray Data."""
+"""Labels made in Python, for texts, batches, tables, `datasets` and Ray Data: bit-identical to those of the command."""
 
 import pickle
 from pathlib import Path

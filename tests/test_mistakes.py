@@ -1,6 +1,7 @@
-"""Every mistake in docs/errors.md is made, in this process, and the message is compared with the page.
+"""Every mistake in docs/errors.md is made in this process, and its message is compared with the message on the page.
 
-A row of the page has arguments. If its section names common arguments, those that the row lacks are added.
+Each row of the page has the arguments of one mistake. A section of the page may name common arguments of its rows. A
+common argument is added to the arguments of a row unless the row has the same flag.
 """
 
 import json

@@ -1,4 +1,7 @@
-"""Annotation with a checkpoint of another tokenizer, and with a cross-fitted checkpoint."""
+"""Annotation with labels that are transferred to the tokens of another tokenizer, and with cross-validation folds.
+
+With folds, each document is labelled by an estimator that was trained without the documents of its fold.
+"""
 
 import json
 from pathlib import Path

@@ -117,7 +117,10 @@ def test_a_dataset_of_another_commit_is_another_run(
 
 
 def test_a_run_of_an_older_version_is_read_and_resumed(run_command: RunCommand, tmp_path: Path, model: Path) -> None:
-    """An older version's shards hold paths of inputs instead of names. With new shards, they must be one dataset."""
+    """Shards of an older version hold the paths of inputs instead of their names.
+
+    These shards and those of the resumed run must together be one dataset.
+    """
     files, output = notes(tmp_path / "notes", 6), tmp_path / "out"
     chosen = ("--input", *files, "--estimator", model, "--output", output)
     assert run_command(*ANNOTATE, *chosen) == 0

@@ -16,7 +16,7 @@ FOLDERS = ("tokenizer", "estimator", "second-order")
 
 @pytest.fixture(scope="module")
 def input_ids_BT() -> torch.Tensor:
-    """Return four windows of help text, on which neither model was trained."""
+    """Return four windows of help text, on which neither the estimator nor the second-order model was trained."""
     ids = Corpus.of(encode(load_tokenizer(SHIPPED / "tokenizer"), sample_texts(4, 3000))).tokens_N
     return torch.from_numpy(ids[: 4 * 96]).long().view(4, 96)
 

@@ -79,10 +79,11 @@ def tiny_language_model(*, context: int = 32, vocabulary: int = VOCABULARY) -> P
 
 
 def chain_language_model(table: np.ndarray, *, context: int = 32) -> PreTrainedModel:
-    """Return a language model that predicts like the Markov chain whose next-symbol distributions are the table's rows.
+    """Return a language model whose predictions are those of a Markov chain.
 
-    Before a document, the model reads an id that is one above the symbols, and predicts as after symbol 0. The number
-    of symbols must be odd, because rotary positions need an even width.
+    Row s of `table` is the distribution of the symbol that follows symbol s. Before a document, the model reads a start
+    token. Its id is the number of symbols, and the model predicts after it as after symbol 0. The number of symbols
+    must be odd: the model's width is larger by one, and rotary positions need an even width.
     """
     symbols = len(table)
     config = llama_config(vocab_size=symbols + 1, width=symbols + 1, layers=1, heads=1, context=context)

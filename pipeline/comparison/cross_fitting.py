@@ -42,7 +42,10 @@ def label_names(teachers: int) -> list[str]:
 def cross_fitted(
     student: Student, baseline: Trial, folder: Path, teachers: int = 1, processes: int | None = None
 ) -> Study:
-    """Return the study with only cross-fitted labels, after training teachers for each fold in `folder`.
+    """Return the student's study with cross-fitted labels in place of all its labels.
+
+    First, `teachers` models are trained for each fold on the documents of the other folds. They are trained in
+    `folder`, in `processes` processes at a time.
 
     Raises:
         ValueError: if a fold has no document.
@@ -101,7 +104,7 @@ def _mixture_nats(student: Student, models: Sequence[PreTrainedModel]) -> np.nda
 
 
 def _flop(study: Study, trained: Mapping[int, Sequence[PreTrainedModel]], folder: Path) -> float:
-    """Return the FLOP of training all teachers, and of labelling every document by the teachers of its fold."""
+    """Return the total FLOP of training all teachers and of labelling each document with the teachers of its fold."""
     places = [_place(folder, fold, number) for fold, models in trained.items() for number in range(len(models))]
     tokens = sum(evaluations(place)[-1]["tokens"] for place in places)
     return parameters(trained[0][0]) * (6.0 * tokens + 2.0 * len(trained[0]) * len(study.seen.tokens_N))

@@ -55,9 +55,10 @@ def drawn_study(name: str, settings: ContestSettings, documents: int, developmen
 
 
 def with_models(study: Study, name: str, settings: ContestSettings, folder: Path) -> Study:
-    """Return a drawn study with labels of models that have read other documents of the source called `name`.
+    """Train models on other documents from the source `name`, and return the study with these models' labels added.
 
-    The models are written to `folder`.
+    `study` must be a study that `drawn_study` returned for the same source and settings. The models are written to
+    `folder`.
     """
     source, windowing = SOURCES[name](np.random.default_rng(settings.seed)), Windowing(settings.document_tokens, 4096)
     read = settings.steps * settings.batch

@@ -1,8 +1,8 @@
-"""Methods that a study compares: what each minimises, which labels it uses, and which settings it may choose.
+"""Training methods that a study compares, each with its objective, its labels and the settings to try.
 
-Every method is tried with the same number of settings. An axis is a setting with the values to try. The axes that all
-methods share (learning rate, weight decay, dropout) take the same values in the same order for every method. A method
-with axes of its own is therefore not tried more often.
+An axis is the name of a setting with the values to try. The axes that all methods share (learning rate, weight decay,
+dropout) take the same values in the same order for every method. Every method has the same number of trials, even if it
+has further axes.
 """
 
 import re
@@ -35,7 +35,7 @@ class Method:
     labels: str | None = None
     """Name of the labels; None for a method without labels."""
     own: Axes = ()
-    """Settings that only this method has, each with the values to try."""
+    """Settings that this method has in addition to those of all methods, each with the values to try."""
     average: Literal["none", "ema", "swa"] = "none"
     distils: int | None = None
     """Number of a teacher's most probable ids to learn from; 0 for all ids, None for a method without a teacher."""
@@ -53,7 +53,7 @@ class Trial:
 
     @property
     def chosen(self) -> str:
-        """The settings in words, for display and for the name of the trial's folder."""
+        """Settings as text, for display and for the name of the trial's folder."""
         return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in self.settings)
 
     @property
@@ -66,8 +66,10 @@ class Trial:
 def methods_for(labels: Sequence[str], chosen: str, *, distils: Sequence[int], from_teacher: bool) -> list[Method]:
     """Return all methods that can be compared with these labels.
 
-    `flood` and `floor` are tried with every kind of labels, and other objectives with the labels called `chosen`.
-    `distils` has the numbers of ids per token for which a teacher's predictions are known. 0 stands for all ids.
+    `labels` has the names of all kinds of labels. `flood` and `floor` are tried with every kind. The other objectives
+    that need labels are tried with the kind `chosen` only. For each number in `distils`, there is a method of
+    distillation from this many of a teacher's most probable ids per token. 0 stands for all ids. With `from_teacher`,
+    there are also methods that start from the teacher's weights.
     """
     floods = [
         Method(name=f"{name}, {each}", objective=name, labels=each, own=LEVELS)

@@ -38,17 +38,17 @@ class Standing:
     """Number of settings that were tried on the development documents."""
     seeds: int
     development: float
-    """Lowest development loss of the trials."""
+    """Lowest development loss of all trials of the method."""
     test: Interval
-    """Test loss of each training's model, as it was at its lowest development loss."""
+    """Mean test loss of the trained models, one per seed, each taken from the step with its lowest development loss."""
     above_baseline: Interval
-    """Test loss minus that of the baseline, paired by document and seed."""
+    """Test loss minus the baseline's test loss, paired by document and seed."""
     last: float
     """Test loss at the last step."""
     gap: float
     """Development loss minus training loss at the last step."""
     elsewhere: float
-    """Loss of the models of `test` on text of another kind; NaN if the study has no such text."""
+    """Loss on text of another kind, for the same models as in `test`; NaN if the study has no text of another kind."""
     training_tflop: float
     """TFLOP of one training, 6 x parameters x tokens; NaN for a teacher."""
     labelling_tflop: float
@@ -108,7 +108,11 @@ def _standing(
 
 
 def _labelling_flop(study: Study, method: Method) -> float:
-    """Return the FLOP that made what a method learns from: labels, or a teacher's predictions or weights."""
+    """Return the FLOP spent to make the labels, or the teacher, that a method learns from.
+
+    For a method with a teacher's predictions or weights, this is the largest FLOP that any labels of the study took.
+    Return NaN if the FLOP is not known, or if the method needs neither labels nor a teacher.
+    """
     if method.distils is not None or method.from_teacher:
         return max(study.labelling_flop.values(), default=nan)
     name = (method.labels or "").removeprefix(WITHIN_TOKENS).removeprefix(SHUFFLED)
@@ -164,7 +168,7 @@ def _trial_rows(tried: Curves) -> Iterator[dict[str, object]]:
 def markdown(found: Sequence[Standing], truth: float | None) -> str:
     """Return the standings as a Markdown table. Differences whose interval excludes zero are bold.
 
-    The column TFLOP has the compute of one training, plus that of making its labels if this is known.
+    The column TFLOP has the compute of one training. If the compute of making its labels is known, it is added.
     """
     known = "" if truth is None else f"The true distribution's test loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(standing.elsewhere) for standing in found)
@@ -188,10 +192,10 @@ def _shown(value: float, form: str = "{:.3f}") -> str:
 
 
 def write_plot(file: Path, tested: Curves, truth: float | None) -> None:
-    """Plot the development losses of all methods against the step: means over seeds, in bands from lowest to highest.
+    """Plot the development loss of each method against the step: the mean over seeds as a line, the range as a band.
 
-    The best methods have a colour and a name each, and others are grey. If the loss of the true distribution is known,
-    it is subtracted, and the axis is logarithmic.
+    The best methods have a colour and a name each, and the other methods are grey. If the loss of the
+    true distribution is known, it is subtracted, and the axis is logarithmic.
     """
     from matplotlib.figure import Figure
 

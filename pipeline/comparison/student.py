@@ -121,7 +121,7 @@ class Student:
         return ObjectiveLoss(objective, start=start, penalty=penalty_function(settings))
 
     def _change(self, trial: Trial, labelled: Corpus, steps: int) -> Callable[[Batch, int], Batch] | None:
-        """Return the function that changes the trial's batches, or None."""
+        """Return the moving margin or the token dropout that changes each batch, or None if the trial has neither."""
         values = dict(trial.settings)
         if "first_margin" in values:
             return MovingMargin(first=values["first_margin"], steps=steps)
@@ -136,7 +136,10 @@ class Student:
         return {name: mean_loss(model, each, self.windowing, self.study.start) for name, each in evaluated.items()}
 
     def _test_losses(self, models: dict[str, PreTrainedModel]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield each test document's sum of losses in nats [M], named after the model and the kind of documents."""
+        """Yield pairs of a name and the sums of losses, in nats, of the test documents [M].
+
+        The name is the model's name in `models`. For documents of another kind, the word `elsewhere` is added to it.
+        """
         for name, model in models.items():
             yield name, document_nats(model, self.study.test, self.windowing, self.study.start)
             if self.study.elsewhere is not None:

@@ -45,7 +45,8 @@ class Study:
     teacher: Path | None = None
     """Folder of a teacher's weights, from which a student can start."""
     teacher_nats: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """Sum of a teacher's losses in nats for each test document, by the name of its labels."""
+    """Loss of a teacher on each test document in nats, summed over the document's tokens. The key is the name of the
+    labels that the teacher made."""
     labelling_flop: Mapping[str, float] = field(default_factory=dict)
     """FLOP of making labels, by the labels' name. There is no entry if labels were given, or the FLOP is not known."""
     truth: float | None = None
@@ -55,7 +56,7 @@ class Study:
     """Number of cross-validation folds of the n-gram models."""
 
     def save(self, folder: Path) -> None:
-        """Write the study to a file in a folder. Its teacher and predictions must be in this folder already."""
+        """Write the study to a file in `folder`. The teacher and the predictions must be in `folder` already."""
         arrays: dict[str, Any] = {"numbers": np.array([self.vocabulary, self.start, self.folds])}
         for name in CORPORA:
             if (corpus := getattr(self, name)) is not None:

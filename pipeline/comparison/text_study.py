@@ -1,4 +1,4 @@
-"""Studies of real documents, whose labels are annotated datasets of the same documents.
+"""Studies of real documents, which get their labels from annotated datasets of these documents.
 
 Shapes: N tokens.
 """
@@ -68,12 +68,13 @@ def text_study(
 
 
 def with_teacher(study: Study, checkpoint: Path, windowing: Windowing, folder: Path) -> Study:
-    """Return the study with a teacher of the study's tokens: its labels, predictions, weights and test losses.
+    """Return a copy of the study with a teacher: a causal language model that predicts the tokens of the documents.
 
-    The predictions and a copy of the weights are written to `folder`.
+    The copy has the teacher's labels, predictions, weights and test losses. The predictions and a copy of the weights
+    are written to `folder`.
 
     Raises:
-        ValueError: if the teacher has another vocabulary than the study.
+        ValueError: if the sizes of the teacher's and the study's vocabularies differ.
     """
     model = load_causal(checkpoint)
     if (known := model.config.vocab_size) != study.vocabulary:
@@ -97,10 +98,13 @@ def with_teacher(study: Study, checkpoint: Path, windowing: Windowing, folder: P
 
 
 def _documents(dataset: AnnotatedDataset, tokenizer: Path | None, skip: int, count: int) -> Corpus:
-    """Return `count` documents of a dataset after the first `skip`, in the tokens of a tokenizer.
+    """Return `count` documents of a dataset after the first `skip`, in the tokens of `tokenizer`.
+
+    If `tokenizer` is None, the documents keep the tokens of the dataset.
 
     Raises:
-        ValueError: if the dataset has too few documents, or if a document's labels cannot move to other tokens.
+        ValueError: if the dataset has too few documents, or if a document's labels cannot be transferred to the tokens
+            of `tokenizer`.
     """
     if len(dataset) < skip + count:
         after = f" after the {skip} that `skip` leaves out" if skip else ""
@@ -123,7 +127,12 @@ def _documents(dataset: AnnotatedDataset, tokenizer: Path | None, skip: int, cou
 
 
 def _labels(seen: Mapping[str, Corpus]) -> dict[str, np.ndarray]:
-    """Return the labels [N] of the training documents by name, and the expected entropies that datasets have."""
+    """Return the labels [N] of the training documents in nats, by name.
+
+    Args:
+        seen: training documents as each dataset annotates them, by the name of the dataset's labels. The expected
+            entropies of a dataset that has them are returned under the name `NAME expected`.
+    """
     given = {name: corpus.labels_N for name, corpus in seen.items()}
     expected = {f"{name} expected": corpus.expected_N for name, corpus in seen.items()}
     return {name: nats_N for name, nats_N in {**given, **expected}.items() if nats_N is not None}

@@ -53,11 +53,12 @@ SEPARATOR = "::"
 FOOTERS_AT_A_TIME = 16  # reading a footer from the Hub is mostly waiting
 
 Row = dict[str, Any]
-"""Values of a row by column name.
+"""Values of a row, by column name.
 
-`input_ids` is int32 [N], where N is the row's number of tokens. A column of labels is float32 [N], or [N, K] with K
-numbers per token, and has NaN for null. Other columns hold Python values. Entropies and log-probabilities are in nats,
-and token ids are exact in float32."""
+The value of `input_ids` is an int32 array [N], where N is the row's number of tokens. The value of a column of labels
+is a float32 array [N], or [N, K] for a column with K numbers per token. A null label is NaN. Entropies and
+log-probabilities are in nats. Labels that are token ids are also float32, which represents every id exactly. The values
+of all remaining columns are Python objects."""
 
 
 @dataclass(frozen=True)

@@ -264,7 +264,8 @@ class DocumentStream:
     def __iter__(self) -> Iterator[Corpus]:
         """Yield each block as a corpus.
 
-        A thread reads ahead this process's share of the next block. Shares are exchanged in the calling thread.
+        While a block is used, another thread reads this process's share of the next block. The shares of all processes
+        are exchanged in the thread that iterates.
 
         Raises:
             ValueError, OSError: as iterate_rows and document_tokens do, when the block with the error is requested.

@@ -54,7 +54,7 @@ class Column:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """Number of rows, columns and digest of a file."""
+    """Result of inspecting a file: its number of rows, row groups, schema and digest."""
 
     rows: int
     groups: tuple[int, ...]
@@ -89,15 +89,16 @@ def inspect_file(file: File, column: Column, passed: Collection[str] | None = No
 def unified(
     infos: Sequence[FileInfo], files: Sequence[File], column: Column, passed: Collection[str] | None = None
 ) -> pa.Schema:
-    """Merge the schemas of files into one, with columns matched by name and types wide enough for all files.
+    """Return one schema for all files: columns are matched by name, and types are wide enough for every file.
 
-    The merged schema has the column of documents and the columns in `passed`, or all columns if `passed` is None. Files
-    without rows are ignored if another file has rows. JSON lines may lack a column, in some lines or in a whole file.
-    Text files have the columns `text`, `id` and `file`. If there are files of other formats, only `text` is used.
+    The schema has the column of documents and the columns that `passed` names. If `passed` is None, the schema has the
+    columns of all files. Files without rows are ignored if another file has rows. A JSON lines file may lack a column,
+    in some lines or in all lines. A text file has the columns `text`, `id` and `file`. If text files are mixed with
+    files of other formats, only their column `text` is used.
 
     Raises:
-        ValueError: if no file has a column in `passed`; if a file other than JSON lines lacks a column of the merged
-            schema; if types are incompatible.
+        ValueError: if `passed` names a column that no file has; if a file that is not JSON lines lacks a column of the
+            schema; if the types of a column are incompatible.
     """
     has_rows = any(info.rows for info in infos)
     pairs = [

@@ -93,9 +93,9 @@ class Pieces:
         return np.fromiter(map(self.places.get, pieces, repeat(-1)), np.int64, len(pieces))
 
     def _with(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Return the cached encodings, followed by those of new `pieces`.
+        """Return the cached encodings, followed by the encodings of `pieces`, which are not in the cache yet.
 
-        New pieces are added to the cache if they are short and there is room.
+        A piece is added to the cache if it is short and the cache has room.
         """
         before, new, known = self.encoded, self._encoded(pieces, tokenizer), len(self.places)
         kept = [piece for piece in pieces[: MOST_PIECES - known] if len(piece) <= MOST_CHARACTERS]
@@ -104,11 +104,11 @@ class Pieces:
         return self.encoded if len(kept) == len(pieces) else _joined(before, new)
 
     def _encoded(self, pieces: Sequence[str], tokenizer: Tokenizer) -> Encoded:
-        """Encode new pieces.
+        """Return the encodings of pieces that are not in the cache.
 
-        To save time, pieces are joined and encoded together if a text may be cut between them. The number of bytes that
-        each token represents then shows to which piece the token belongs. If these numbers are unknown, pieces are
-        encoded separately.
+        To save time, up to RUN consecutive pieces are joined into one text and encoded together. Two pieces are joined
+        only if `cuts` would cut the joined text between them. Each token is then assigned to a piece by the number of
+        bytes that the token represents. If these numbers are unknown, each piece is encoded separately.
         """
         if self.bytes_V is None:
             return _encoded(tokenizer, pieces)

@@ -122,7 +122,7 @@ def find_files(inputs: Sequence[str]) -> list[File]:
 def locate(named: str) -> Located:
     """Find the files and folders that one input names.
 
-    A folder without data is returned only as a path that is left out.
+    A folder without data files is not returned as an entry, but its path is in `left_out`.
 
     Raises:
         ValueError, ConnectionError: as find_files does.

@@ -90,7 +90,7 @@ class Repository:
             raise ValueError(f"{self.url}: there is no such branch; create it or leave @{self.revision} out")
 
     def head(self) -> str | None:
-        """Return the branch's current commit, or None if there is no such repository or branch."""
+        """Return the id of the branch's current commit, or None if the repository or the branch does not exist."""
         try:
             return self._retried(lambda: HfApi().dataset_info(self.name, revision=self.revision).sha)
         except LookupError:
@@ -151,8 +151,8 @@ class Repository:
     def commit(self, title: str, missing: Callable[[str], Sequence[Operation]]) -> None:
         """Commit operations to the branch, with `title` as the commit's message.
 
-        `missing` takes the branch's current commit and returns the operations that are still to be made. This function
-        is called again before each retry. If it returns no operations, nothing is committed.
+        `missing` is called before each attempt with the id of the branch's current commit. It returns the operations
+        that this commit still lacks. If `missing` returns no operations, no commit is made.
         """
 
         def once() -> None:

@@ -61,9 +61,9 @@ class Inputs:
     """Configuration to read from the folders and datasets in the input. Default: the only configuration, or the one
     that the dataset declares as its default."""
     longest_document: int | None = None
-    """Maximum size of a document in bytes: the bytes of its text, or four bytes per token id. The default is 4 MiB. The
-    row of a longer document is kept without tokens and counted. A worker may need 250 bytes of memory for each byte of
-    a document."""
+    """Maximum size of a document in bytes: the bytes of its text, or four bytes for each of its token ids. Default: 4
+    MiB. The row of a longer document is kept, but without tokens, and the number of these rows is reported. A worker
+    may need 250 bytes of memory for each byte of a document."""
 
     @property
     def longest(self) -> int:

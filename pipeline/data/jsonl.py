@@ -63,12 +63,14 @@ def scan(
 ) -> Scan:
     """Read all rows of a file, and return their number, the types of the columns and a digest.
 
-    The required column is listed, with the type of the field `required`, if any row has it (even as null) or if there
-    are no rows. Types are determined for the columns in `passed`, or for all columns if `passed` is None.
+    Types are determined for the columns in `passed`, or for all columns if `passed` is None. The required column always
+    has the type of the field `required`. It is among the columns if at least one row has it, even as null, or if the
+    file has no rows.
 
     Raises:
-        MalformedError: if the file holds anything except objects or has more than MOST_FIELDS columns; if all objects
-            are too long; if all values of the required column that are not null have the wrong type.
+        MalformedError: if the file holds anything except objects; if it has more than MOST_FIELDS columns; if all
+            objects are longer than `longest`; if the required column has values other than null, and all of them have
+            the wrong type.
     """
     content, rows, types, short = Digested(stream), 0, Types(passed), False
     convert, fits, others = required_converter(required), False, set[type]()

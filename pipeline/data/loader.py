@@ -1,13 +1,14 @@
 """Labelled rows and windows of an annotated dataset: shuffled, divided among ranks, and resumed from a small state.
 
-`labelled_rows` yields documents, and `labelled_windows` packs documents into windows. Both return iterators with a
-small `state_dict` that JSON can hold. An iterator that loads this state continues with the same items, after reading
-again only the rows that the packing had buffered.
+`labelled_rows` yields documents, and `labelled_windows` packs documents into windows. Both functions return iterators
+with a small `state_dict` that JSON can hold. An iterator that loads this state continues with the item that would have
+come next. To do so, it reads only those earlier rows again that the packing had buffered.
 
-In each epoch, the row groups are put end to end in the order of this epoch, and each rank reads an equal stretch of the
-sequence. Several ranks read the same row group only if a stretch ends inside this row group, which happens at most
-`ranks` - 1 times. A rank whose stretch begins inside a row group must also decode the earlier rows of this row group,
-since Parquet cannot skip rows. For this reason, eight ranks read two row groups in 2.7 times the CPU time of one rank.
+In each epoch, the row groups are put end to end in the order of this epoch. This sequence of rows is divided into one
+stretch per rank, and all stretches have about the same length. Several ranks read the same row group only if a stretch
+ends inside this row group. This happens at most `ranks` - 1 times per epoch. Parquet cannot skip rows: a rank whose
+stretch begins inside a row group must also decode the earlier rows of this row group. For example, two row groups that
+are divided among eight ranks take 2.7 times the CPU time of one rank that reads both row groups.
 """
 
 import os
@@ -88,8 +89,8 @@ class Position(NamedTuple):
     rows: int = 0
     """Number of rows that are finished, counted over all epochs."""
     within: int = 0
-    """Size of the part of the following rows that is finished, in a unit that the iterator defines, for example
-    tokens."""
+    """Amount of the rows after the first `rows` rows that is finished already. Each iterator defines the unit, for
+    example tokens or windows."""
 
 
 class Resumable(Iterator[Item]):
@@ -302,9 +303,10 @@ class _Rows:
 
     @property
     def stream(self) -> dict[str, Any]:
-        """Digest of the dataset, and all settings that determine the rows and their order, except the epochs to read.
+        """Digest of the dataset, and all settings of the reading that determine the order of rows in an epoch, by name.
 
-        The digest covers the names, sizes and footers of the shards. The footers include the provenance.
+        The settings for the first epoch and the number of epochs are left out. The digest covers the names, sizes and
+        footers of the shards. The footers include the provenance.
         """
         return {"dataset_sha256": self.dataset.sha256, **self.reading.order}
 

@@ -29,7 +29,7 @@ def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Return the inputs with LOCAL_NAME instead of each path."""
+    """Return the inputs with LOCAL_NAME in place of each local path."""
     return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
 
 
@@ -39,10 +39,10 @@ def urls(inputs: Sequence[str]) -> list[str]:
 
 
 def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...]:
-    """Return the first MOST_NAMED URLs among the inputs, followed by a description of the local files.
+    """Return the names of inputs for a dataset's provenance: URLs, followed by a description of the local files.
 
-    If there are more URLs, the number of further URLs is included. The description has the number of local files and
-    the name of the folder that contains all of them.
+    Only the first MOST_NAMED URLs are returned. If there are more URLs, a text with the number of the remaining URLs
+    follows. The description of the local files has their number and the name of the folder that contains all of them.
     """
     local = [Path(file.url) for file in files if not is_url(file.url)]
     number = [f"{len(local):,} local file{'s' if len(local) > 1 else ''}{_in_folder(local)}"] if local else []
@@ -50,9 +50,11 @@ def named_inputs(inputs: Sequence[str], files: Sequence[File]) -> tuple[str, ...
 
 
 def public_names(source: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of a provenance's first inputs without local paths, which would reveal a user's folders.
+    """Return the input names that a provenance records, in a form that can be published.
 
-    Older versions recorded paths as names. For a path, only the last component is returned.
+    Only the first MOST_NAMED names are returned, followed by the number of further names if there are any. Older
+    versions recorded local paths as names. An absolute path is shortened to its last component, since the full path
+    would reveal a user's folders.
     """
     return tuple(_first([Path(name).name if Path(name).is_absolute() else name for name in source]))
 

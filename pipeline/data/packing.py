@@ -38,10 +38,10 @@ class PackedWindow(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A window and the position after it.
+    """A window, and the position in the documents from which packing continues after this window.
 
-    `documents` is the number of documents that are finished at this position. `within` is the size of the part of the
-    following documents that is finished, in a unit that the packing defines.
+    `documents` is the number of documents that are finished at this position. `within` says how much of the following
+    documents is finished, in a unit that each packing defines.
     """
 
     window: PackedWindow
@@ -71,8 +71,8 @@ class Packing(ABC):
     def windows(self, documents: Iterable[Document], within: int = 0) -> Generator[Packed, None, None]:
         """Yield the windows into which documents are packed.
 
-        To continue after an earlier window, pass only the documents that were not finished after this window, and the
-        `within` that was yielded with it.
+        To continue after a window that was yielded earlier, pass the documents that were not finished then, and the
+        `within` that was yielded with this window.
         """
 
     def all_windows(self, documents: Iterable[Document]) -> PackedWindow:
@@ -93,8 +93,8 @@ class Packing(ABC):
 class CutAtEnd(Packing):
     """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` is the number of finished tokens of one document, including its
-    separator.
+    Only the last window has padding. `within` is the index, in the first unfinished document, of the token with which
+    the next window begins. The document's separator counts as a token.
     """
 
     overlap: ClassVar[int] = 0

@@ -268,7 +268,7 @@ class _Compact:
             yield field, byte & 0x0F
 
     def fields_of(self, number: int) -> Iterator[int]:
-        """Yield the type of the field with this number, and skip all other fields."""
+        """Yield the type of a structure's field with this number, if the field exists. Skip all other fields."""
         for field, kind in self.fields():
             if field == number:
                 yield kind

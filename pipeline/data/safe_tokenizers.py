@@ -1,8 +1,8 @@
 """Safe use of untrusted tokenizers: bounded time and memory, deterministic results, and errors of one line.
 
-A tokenizer is a program that runs on every document. Text is never encoded as a control token. There is one gap: a
-regex pattern is not detected if it is slow without reaching the library's limit, for example because of many searches
-just below the limit.
+A tokenizer file is in effect a program that runs on every document, so its use of time and memory is bounded. Text is
+never encoded as a control token. One danger is not detected: a regex pattern that is slow without reaching the limit of
+the regex library, for example because each of many searches stays just below the limit.
 """
 
 import json
@@ -86,10 +86,11 @@ def keep_text(tokenizer: Tokenizer) -> None:
 
 
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
-    """Return the special tokens and byte tokens to which the tokenizer encodes text that merely spells their names.
+    """Return the names of the special tokens and byte tokens that result from text which spells these names.
 
-    Each name is tried by itself, as a word and within a word. The token must become more frequent when the name is
-    added, since a token may also represent unknown characters of the surrounding text.
+    Each name is encoded by itself, as a word and within a word. The same texts are also encoded without the name,
+    because its token may also stand for unknown characters of the surrounding text. A name is returned only if its
+    token occurs more often with the name than without it.
     """
     added = tokenizer.get_added_tokens_decoder().values()
     special = [token.content for token in added if token.special and token.content]

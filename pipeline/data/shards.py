@@ -200,7 +200,9 @@ def mean_entropies(lists: pa.ListArray) -> pa.Array:
 
 @contextmanager
 def reading_shard(file: File) -> Iterator[None]:
-    """Replace the advice in a DamagedError raised inside this context by advice on repairing the shard.
+    """Give advice on repairing the shard in every DamagedError that is raised inside this context.
+
+    The advice replaces that of the original error.
 
     Raises:
         DamagedError: if the shard is damaged.

@@ -1,7 +1,8 @@
-"""Documents of a sidecar, read from the files that were labelled and put together with their labels.
+"""Source documents of a sidecar, combined with the sidecar's labels. A sidecar has labels without their documents.
 
-The files must be the ones that were labelled, in any folder. Documents that were moved to other files or rows are put
-together with their labels by `pipeline.join`.
+The documents are read from the files that were labelled. These files may be in another folder, but each document must
+be in the same file and row as when it was labelled. If documents have been moved to other files or rows,
+`pipeline.join` combines them with their labels.
 """
 
 from collections.abc import Iterator
@@ -66,7 +67,9 @@ class SourceDocuments:
         return annotated_schema(self.schema, replace(provenance, sidecar=False, keep_text=True, columns=None))
 
     def with_labels(self, labels: pa.Table, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-        """Yield the rows of a sidecar with the columns of `schema`, read from the documents or taken from `labels`.
+        """Yield the rows of a sidecar with the columns of `schema`.
+
+        The columns are read from the documents or taken from `labels`, the rows of the sidecar.
 
         Raises:
             ValueError: if a document is not the one that was labelled, or its file is not found.
@@ -85,10 +88,13 @@ class SourceDocuments:
                 raise ValueError(f"{file.url} ends before row {start + done}, which was labelled; {JOIN}")
 
     def file(self, labelled: str) -> File:
-        """Return the file whose path ends in the path `labelled`, or whose path is the end of `labelled`.
+        """Return the file of documents that was labelled under the path `labelled`.
+
+        The folders above the files may have changed. A file is therefore found if its path ends with `labelled`, or if
+        `labelled` ends with the path of the file.
 
         Raises:
-            ValueError: if there is no such file, or more than one.
+            ValueError: if no file is found, or more than one.
         """
         found = [file for file in self.files if _ends_in(file.path, labelled) or _ends_in(labelled, file.path)]
         if len(found) != 1:
@@ -111,7 +117,7 @@ def column_of(provenance: Provenance) -> Column:
 
 
 def _consecutive(labels: pa.Table) -> Iterator[pa.Table]:
-    """Yield the rows of a sidecar in stretches whose documents follow each other in one file."""
+    """Yield the rows of a sidecar in parts. The documents of a part are consecutive rows of one file."""
     if not len(labels):
         return
     files = labels.column(SOURCE_FILE).combine_chunks().dictionary_encode().indices.to_numpy()

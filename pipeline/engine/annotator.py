@@ -77,13 +77,13 @@ class WindowLabeller(Protocol):
 
 
 class ChunkReading(NamedTuple):
-    """Documents in the tokens of a checkpoint, or of an ensemble whose members share a tokenizer."""
+    """A reading of a chunk: the chunk's documents, tokenized for one or more checkpoints that read the same tokens."""
 
     documents: list[np.ndarray]
     """Token ids that the checkpoint reads, one array per row."""
     ends: Ends | None
     """Byte positions in each row's text at which tokens end. A row has a pair of arrays: one for the tokens that the
-    checkpoint reads, and one for the tokens to write. None if the checkpoint reads the tokens to write."""
+    checkpoint reads, and one for the tokens of the dataset. None if the checkpoint reads the dataset's tokens."""
     batches: list[list[WindowBatch]]
     """Batches to label, one list per cross-validation fold; a single list without folds."""
 
@@ -93,10 +93,10 @@ class Chunk(NamedTuple):
 
     rows: pa.RecordBatch
     tokens: list[np.ndarray]
-    """Token ids to write, one array per row."""
+    """Token ids that are written to the dataset, one array per row."""
     readings: list[ChunkReading]
-    """The rows as the checkpoints read them: a single reading, or one per member of an ensemble whose members have
-    different tokenizers."""
+    """Tokenizations of the rows for the checkpoints. There is one reading per member of an ensemble if the members have
+    different tokenizers, and a single reading otherwise."""
 
 
 LabelledBatch = tuple[WindowBatch, Mapping[str, np.ndarray]]
@@ -105,15 +105,17 @@ LabelledReading = tuple[ChunkReading, list[LabelledBatch]]
 
 @dataclass(frozen=True)
 class Annotator:
-    """Annotator of a run's units.
+    """Annotator of a run's units. It reads, tokenizes and labels the rows of a unit, and writes them as a shard.
 
-    A reading is the documents in the tokens that checkpoints read. There is a single reading, or one per member of an
-    ensemble whose members have different tokenizers. For each reading, the annotator has one labeller per
-    cross-validation fold, or a single labeller without folds.
+    `tokenizer` makes the token ids of the dataset, and is None if the documents are already tokenized. Checkpoints may
+    read other tokens. A reading is a tokenization of the documents, made for the checkpoints that read its tokens. If
+    the members of an ensemble have different tokenizers, there is one reading per member. Otherwise there is a single
+    reading.
 
-    `tokenizer` makes the tokens to write, and is None if the documents are already tokenized. `estimator_tokenizers`
-    has one tokenizer per reading, with None for a reading in the tokens to write. Two units may be annotated at a time:
-    while the first unit is labelled, the rows of the second unit are read.
+    For each reading, the annotator has one labeller per cross-validation fold, or a single labeller without folds.
+    `estimator_tokenizers` has one tokenizer per reading. The tokenizer is None if the reading consists of the dataset's
+    tokens. Two units may be annotated at a time: while the first unit is labelled, the rows of the second unit are
+    read.
     """
 
     run: Run
@@ -195,8 +197,8 @@ class Annotator:
     ) -> Generator[Chunk, None, None]:
         """Yield a unit's rows in chunks, tokenized and batched. This is the first stage.
 
-        Before a chunk is tokenized, `acquire` is called with the chunk's size in bytes. It may wait until this much
-        memory is free.
+        Before a chunk is tokenized, `acquire` is called with the chunk's size in bytes. `acquire` may wait until this
+        much memory is free.
         """
         random = np.random.default_rng(unit.index)
         for rows in self._rows(unit, stages):
@@ -248,7 +250,10 @@ class Annotator:
         )
 
     def read(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[tuple[list[np.ndarray], Ends | None]]]:
-        """Return the token ids to write, and the token ids of each reading with the ends of its tokens."""
+        """Return the token ids of the dataset, and those of each reading (see the class) with the ends of its tokens.
+
+        The ends are pairs as in `ChunkReading.ends`, or None if a reading consists of the dataset's tokens.
+        """
         assert self.tokenizer is not None
         written = encode_with_ends(self.tokenizer, texts)
         tokens = [one.ids_T for one in written]
@@ -263,17 +268,18 @@ class Annotator:
         return tokens, readings
 
     def labellers_of(self, reading: int) -> tuple[WindowLabeller, ...]:
-        """Return the labellers of a reading, one per cross-validation fold."""
+        """Return the labellers of the reading with the index `reading`, one per cross-validation fold."""
         folds = self.run.provenance.folds
         return self.labellers[reading * folds : (reading + 1) * folds]
 
     def batches(
         self, reading: int, documents: list[np.ndarray], random: np.random.Generator
     ) -> list[list[WindowBatch]]:
-        """Return the batches to label in a reading, one list per cross-validation fold.
+        """Return the batches to label in the reading with the index `reading`, one list per cross-validation fold.
 
-        Without folds, a single list has all documents. With folds, each list has only the documents that were held out
-        when the fold's checkpoint was trained.
+        `documents` has the token ids of the reading's documents. Without folds, a single list has the batches of all
+        documents. With folds, the list of a fold has only the documents that were held out when the fold's checkpoint
+        was trained.
         """
         settings = self.run.provenance
         sampled = [sample_positions(len(ids), settings.share, random) for ids in documents]
@@ -302,7 +308,10 @@ class Annotator:
                 yield chunk, self.label(chunk, stages, progress)
 
     def label(self, chunk: Chunk, stages: Stages, progress: UnitProgress) -> list[LabelledReading]:
-        """Label all batches of a chunk, and return every reading's batches with their labels."""
+        """Label all batches of a chunk. Return each tokenization of the chunk's documents with its labelled batches.
+
+        There is one tokenization for all checkpoints, or one per member of an ensemble with several tokenizers.
+        """
         labelled: list[LabelledReading] = []
         whole = Amount(len(chunk.rows), sum(map(len, chunk.tokens)))
         every = [batch for reading in chunk.readings for batches in reading.batches for batch in batches]
@@ -318,7 +327,7 @@ class Annotator:
         return labelled
 
     def labels(self, labelled: Sequence[LabelledReading], rows: pa.RecordBatch) -> Labels:
-        """Return the labels of the tokens to write, by column: one array per row."""
+        """Return the labels of the dataset's tokens, by column: one array per row."""
         labels = combined([self._moved(*each) for each in labelled])
         return calibrated(labels, self.run.provenance.calibration, rows)
 
@@ -331,9 +340,11 @@ class Annotator:
 
 
 def _pieces(rows: pa.RecordBatch, numbers: int) -> Iterator[pa.RecordBatch]:
-    """Divide the rows into pieces with few labels each. A token's labels in all columns are `numbers` numbers.
+    """Divide rows into smaller pieces if each token has many values in the label columns.
 
-    The first piece keeps the metadata, which counts the documents that were left out.
+    `numbers` is the number of values per token in all label columns together. If it is above NUMBERS_PER_TOKEN, a piece
+    has proportionally fewer rows. The first piece keeps the metadata of `rows`, in which the documents that were left
+    out are counted.
     """
     size = max(1, -(-len(rows) // -(-numbers // NUMBERS_PER_TOKEN)))
     for start in range(0, len(rows), size):
@@ -366,8 +377,10 @@ def with_tokenizers(run: Run, labellers: tuple[WindowLabeller, ...]) -> Annotato
 
 
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-    """Divide the nats of the tokens that the checkpoint reads among the tokens to write that cover the same bytes.
+    """Transfer labels from the tokens that a checkpoint reads to the tokens of the dataset.
 
-    Return one array of labels per document.
+    The nats of each token are divided among the dataset's tokens that cover the same bytes. The returned list has one
+    array of labels per document, in the order of `nats` and `ends`. A pair in `ends` has the byte positions at which
+    tokens end, first for the checkpoint's tokens, then for the dataset's tokens.
     """
     return [move_nats(nats_S, ends_S, ends_T) for nats_S, (ends_S, ends_T) in zip(nats, ends, strict=True)]

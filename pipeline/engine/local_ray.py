@@ -96,7 +96,7 @@ def _remove(folder: Path) -> None:
 
 
 def local_settings(folder: str) -> dict[str, Any]:
-    """Set the environment variables for the processes of a private Ray, and return the arguments for `ray.init`."""
+    """Set the environment variables that a private Ray's processes need, and return the arguments for `ray.init`."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a local run sends nothing from this machine
     # Without this variable Ray would write a token to ~/.ray, readable for everybody, and every cluster that is started
     # later would require it. A process's environment is readable only for its user.
@@ -110,11 +110,12 @@ def local_settings(folder: str) -> dict[str, Any]:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Delay a signal until Ray has started or failed to start. An interrupted start would leave processes behind.
+    """Context manager inside which Ray starts. A signal waits until the start has succeeded or failed.
 
-    A second signal takes effect at once, unless it comes within ECHO seconds of the first signal: then it is ignored.
-    Ray's own handlers of SIGTERM are removed. Ray's Python code would install a handler that ends the process with exit
-    code 15. Ray's C++ core installs a handler within `connect`, which prints a stack trace.
+    An interrupted start would leave processes behind. A second signal takes effect at once if it comes more than ECHO
+    seconds after the first signal. An earlier second signal is ignored. Ray's own handlers of SIGTERM are not used:
+    Ray's Python code would install a handler that ends the process with exit code 15, and Ray's C++ core installs a
+    handler that prints a stack trace.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

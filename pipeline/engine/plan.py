@@ -69,10 +69,10 @@ def inspect(
 
 
 def plan_units(source: Source, *, rows_per_unit: int, limit: int | None) -> list[Unit]:
-    """Divide the first `limit` rows of the source into consecutive units, or all rows if `limit` is None.
+    """Divide the rows of the source into consecutive units. If `limit` is given, divide only the first `limit` rows.
 
-    A unit has at most `rows_per_unit` rows, all from the same file. If a file's row groups have fewer rows than this, a
-    unit consists of whole row groups, so that no row group is read twice.
+    A unit has at most `rows_per_unit` rows, and all of them come from the same file. If the row groups of a file have
+    at most `rows_per_unit` rows, a unit consists of whole row groups, so that no row group is read twice.
 
     Raises:
         ValueError: if there would be more than MOST_UNITS units.
@@ -102,7 +102,10 @@ def default_rows_per_unit(rows: int) -> int:
 
 
 def _borders(groups: Sequence[int], rows_per_unit: int) -> Iterator[int]:
-    """Yield each unit's `stop` in a file, in increasing order. `groups` are the numbers of rows of its row groups."""
+    """Yield the field `stop` of each unit of a file, in increasing order.
+
+    `groups` has the number of rows of each row group in the file.
+    """
     start = position = 0
     for rows in groups:
         if position > start and position + rows > start + rows_per_unit:
@@ -133,7 +136,7 @@ def _cpu_flags(cpu_info: Path) -> set[str]:
 
 
 def reading_tokenizers(provenance: Provenance, checkpoints: Sequence[Path]) -> tuple[Path | None, ...]:
-    """Return `Run.estimator_tokenizers` of a run, given the folder of each member's tokenizer."""
+    """Return the value of `Run.estimator_tokenizers`, given the checkpoint folder of each member."""
     digests = [member.tokenizer_sha256 for member in provenance.members] or [provenance.estimator_tokenizer_sha256]
     read = tuple(folder if digest else None for folder, digest in zip(checkpoints, digests, strict=True))
     return read if provenance.has_several_tokenizers else read[:1]
@@ -165,9 +168,10 @@ class Run:
     tokenizer: Path | None
     """Folder of the tokenizer for `input_ids`, or None if the documents are already tokenized."""
     estimator_tokenizers: tuple[Path | None, ...]
-    """Folders of the checkpoints' tokenizers: one for all checkpoints or, in an ensemble with several tokenizers, one
-    per member. None stands for a tokenizer that is the same as `tokenizer`. For any other, the nats of each of its
-    tokens are divided among the tokens of `input_ids` that cover the same bytes."""
+    """Folders of the tokenizers whose tokens the checkpoints read. There is one entry for all checkpoints or, if the
+    members of an ensemble have different tokenizers, one entry per member. None means the same tokens as in
+    `input_ids`. Otherwise, the nats of each token are divided among the tokens of `input_ids` that cover the same
+    bytes."""
     provenance: Provenance
     source_schema: pa.Schema
     """Columns to read from the source."""
@@ -182,7 +186,10 @@ class Run:
 
     @property
     def labelled_schema(self) -> pa.Schema:
-        """Columns to write, and `input_ids`, which a sidecar leaves out only when its rows are written."""
+        """Columns of labelled rows before they are written: the columns to write and, in any case, `input_ids`.
+
+        A sidecar has no column `input_ids`. Its labelled rows have this column until they are written.
+        """
         tokens = [] if INPUT_IDS in self.schema.names else [pa.field(INPUT_IDS, pa.list_(pa.int32()))]
         return pa.schema([*self.schema, *tokens], metadata=self.schema.metadata)
 
@@ -194,9 +201,10 @@ class Run:
 
     @property
     def ensembles(self) -> tuple[Ensemble, ...]:
-        """Checkpoints that label together: one ensemble of all members for each cross-validation fold.
+        """Groups of checkpoints that label together: one group for each cross-validation fold, with all members.
 
-        If members have different tokenizers, there is an ensemble of one checkpoint for each member and fold.
+        If members have different tokenizers, each checkpoint is a group by itself. The folds of a member are next to
+        each other.
         """
         settings = self.provenance
         starts = tuple(member.start_token for member in settings.members) or (settings.start_token,)

@@ -61,7 +61,7 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """Idle time of the device, as a share of the time in which units hold it."""
+        """Idle share of the time in which units hold the device: the share in which the device does not label."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property

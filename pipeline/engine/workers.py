@@ -34,7 +34,7 @@ class WorkerHandle:
     units: set[Unit] = field(default_factory=set)
     """Units that are assigned to the worker and not finished yet."""
     failures: int = 0
-    """Number of units in a row that failed with the worker."""
+    """Number of units that failed on the worker since the last unit that succeeded on it."""
     rests_until: float = 0.0
     """End of the worker's pause, by `time.monotonic`. The worker gets no unit before that time."""
 

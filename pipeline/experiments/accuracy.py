@@ -1,4 +1,4 @@
-"""Accuracy of labels on sources whose true entropies are known: errors, tables, a verdict in words and scatter plots.
+"""Accuracy of labels on sources whose true entropies are known: errors, tables, a written verdict and scatter plots.
 
 Shapes: N tokens.
 """
@@ -37,9 +37,10 @@ class Contestant:
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Contestant):
-    """Errors of a method's labels, compared with the true values.
+    """Accuracy of a method's labels, compared with the true values.
 
-    Attribution methods give scores without a unit instead of nats. These scores have only a squared correlation.
+    Attribution methods give scores without a unit instead of labels in nats. For scores, only the squared correlation
+    is computed, and the errors in nats are None.
     """
 
     r_squared: float

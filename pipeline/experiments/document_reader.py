@@ -98,12 +98,14 @@ def audited(dataset: AnnotatedDataset, reader: DocumentReader, by: str | None, l
 
 
 def tokenizers_of_move(dataset: AnnotatedDataset, checkpoint: Checkpoint) -> tuple[Tokenizer, Tokenizer] | None:
-    """Return the dataset's tokenizer and the model's if they differ, or None if the model reads the dataset's tokens.
+    """Return the dataset's tokenizer and the model's tokenizer if labels must be transferred, otherwise None.
 
-    The tokens are assumed to be the same if the model has no tokenizer, or if the documents came as tokens.
+    Labels are transferred from the tokens of the dataset to the tokens of the model if the two tokenizers differ. The
+    tokens are assumed to be the same if the model has no tokenizer, or if the documents came as token ids.
 
     Raises:
-        ValueError: if the tokenizers differ and the dataset has none, or the model lacks ids of the tokens.
+        ValueError: if the tokenizers differ and the dataset holds no copy of its tokenizer, or if token ids that the
+            model would read exceed its vocabulary.
     """
     own, theirs, folder = dataset.provenance.tokenizer_sha256, checkpoint.tokenizer_sha256, checkpoint.folder
     moves = None not in (own, theirs) and own != theirs
@@ -124,7 +126,7 @@ def tokenizers_of_move(dataset: AnnotatedDataset, checkpoint: Checkpoint) -> tup
 def in_model_tokens(rows: pa.RecordBatch, move: tuple[Tokenizer, Tokenizer] | None) -> tuple[Corpus, Sequence[int]]:
     """Return documents and labels in the model's tokens, and the index of each document's row.
 
-    Documents whose labels cannot move are left out.
+    Documents whose labels cannot be transferred to the model's tokens are left out.
     """
     each = as_rows(rows)
     corpus = Corpus.of([row[INPUT_IDS] for row in each], [row[ENTROPY] for row in each])
@@ -134,7 +136,10 @@ def in_model_tokens(rows: pa.RecordBatch, move: tuple[Tokenizer, Tokenizer] | No
 def _compared(
     rows: pa.RecordBatch, first: int, reader: DocumentReader, move: tuple[Tokenizer, Tokenizer] | None, by: str | None
 ) -> Iterator[AuditedDocument]:
-    """Yield the comparison of each row whose labels can move. `first` is the index of the first row in the dataset."""
+    """Yield the comparison of labels and losses for each row whose labels can be transferred to the model's tokens.
+
+    `first` is the index in the dataset of the first of these rows.
+    """
     corpus, kept = in_model_tokens(rows, move)
     assert corpus.labels_N is not None
     documents, labels = corpus.by_document(corpus.tokens_N), corpus.by_document(corpus.labels_N)

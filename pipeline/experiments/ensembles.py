@@ -1,4 +1,4 @@
-"""Ensembles of causal language models on a source of known entropy: the error of the mean of several models.
+"""Ensembles of causal language models on a source of known entropy: the error of labels that several models make.
 
 The models differ only in their seeds, which determine the initial weights and the order of the documents. Each row of
 the results is about ensembles of one size: the errors of their labels, and the rank correlation between these errors
@@ -29,7 +29,7 @@ from schemas.annotations import ENTROPY
 class EnsembleAccuracy:
     """Accuracy of ensembles of one size on a source, as means over several ensembles.
 
-    The trained models are divided into these ensembles, so that no two share a model.
+    The trained models are divided into these ensembles, so that no two ensembles share a model.
     """
 
     source: str
@@ -41,9 +41,11 @@ class EnsembleAccuracy:
     bias: float
     """Mean of label - true surprisal, in nats."""
     spearman: float | None
-    """Spearman's rank correlation of a token's deviation and its |label - true surprisal|; None for one model."""
+    """Spearman's rank correlation, over tokens, of the deviation of the models' surprisals and of |label - true
+    surprisal|; None for one model."""
     spearman_of_documents: float | None
-    """Rank correlation of the same two values, each averaged over a document; None for one model."""
+    """Spearman's rank correlation, over documents, of the mean deviation and the mean |label - true surprisal| of a
+    document; None for one model."""
 
 
 def compare_ensembles(
@@ -140,9 +142,10 @@ def markdown(measured: Sequence[EnsembleAccuracy]) -> str:
 
 
 def verdict(measured: Sequence[EnsembleAccuracy]) -> str:
-    """Return a Markdown line per size of ensemble, about the sources on which it is nearer to the truth than one model.
+    """Return a Markdown list with a line for each size of ensemble above one model.
 
-    The line also says on how many sources the rank correlation over tokens is above 0.5.
+    A line says on how many sources the labels of these ensembles are nearer to the truth than those of single models.
+    It also says on how many sources the rank correlation over tokens is above 0.5.
     """
     alone = {each.source: each.mean_absolute_error for each in measured if each.models == 1}
     lines: list[str] = []

@@ -60,10 +60,11 @@ class Outcome:
 
 
 def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
-    """Return the variants to compare.
+    """Return the variants to compare, for every width of the embedding.
 
-    For every width, the first variant is the paper's, in which the embedding is one more token of the decoder. In the
-    others, a projection of the embedding is added to all tokens after 0 to `layers` layers of the decoder.
+    The first variant of a width is the paper's: the embedding enters the decoder as an additional token. In the next
+    variants, a projection of the embedding is added to the states of all tokens above the first n decoder layers. There
+    is one of these variants for every n from 0 to `layers`.
     """
     places: list[tuple[Introduction, int]] = [("token", 0), *(("projection", above) for above in range(layers + 1))]
     return [
@@ -76,9 +77,9 @@ def variants(layers: int, widths: tuple[int, ...]) -> list[Variant]:
 def compare_introductions(
     name: str, settings: ContestSettings, widths: tuple[int, ...], folder: Path
 ) -> Iterator[Outcome]:
-    """Train a causal model and every variant on the source called `name`, with equal compute.
+    """Train a causal language model and an estimator of every variant on documents of the source called `name`.
 
-    Yield the result of each model as soon as it is measured.
+    All models are trained with equal compute. Yield the result of each model as soon as it is measured.
     """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     seen = drawn(source, settings.steps * settings.batch, settings, stream=2)

@@ -1,8 +1,8 @@
 """Memorisation of labelled documents by a causal language model: the nats by which its losses are below the labels.
 
 The model's loss l of a token is compared with the token's label e. The memorised nats are max(e - l, 0). The excess,
-max(l - e, 0), was not learned. Labels are noisy, so some nats seem memorised even in unseen text. Their mean in unseen
-text is the baseline. `document_reader` makes the comparisons.
+max(l - e, 0), was not learned. Labels are noisy, so some nats seem memorised even in unseen text. The baseline is the
+mean of the nats that seem memorised in unseen text. `document_reader` makes the comparisons.
 
 T tokens of a document, N labelled tokens, M documents.
 """
@@ -89,7 +89,7 @@ class Audit:
     unlabelled: int = 0
     """Number of documents without a labelled token."""
     immovable: int = 0
-    """Number of documents whose labels cannot move to the model's tokens."""
+    """Number of documents whose labels cannot be transferred to the model's tokens."""
 
     @cached_property
     def copies(self) -> Mapping[bytes, int]:
@@ -140,7 +140,7 @@ def summed(documents: Iterable[AuditedDocument]) -> Comparison:
 
 
 def nats_above(document: AuditedDocument, baseline: Rate | None) -> float:
-    """Return a document's memorised nats. If there is a baseline, subtract its nats for the same number of tokens."""
+    """Return a document's memorised nats, minus those that the baseline, if any, predicts for this number of tokens."""
     comparison = document.comparison
     return comparison.memorised - (0.0 if baseline is None else baseline.mean * comparison.tokens)
 
@@ -159,7 +159,11 @@ def most_memorised(documents: Iterable[AuditedDocument], baseline: Rate | None, 
 
 
 def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[str, Sequence[AuditedDocument]]]:
-    """Yield the documents of each of the `most` values with the most tokens, then those of all other values."""
+    """Group documents by their `value`, and yield the name and the documents of each group.
+
+    Each of the `most` values with the most labelled tokens is a group of its own. The documents of all other values are
+    one last group.
+    """
     members = dict[str | None, list[AuditedDocument]]()
     for document in documents:
         members.setdefault(document.value, []).append(document)
@@ -195,9 +199,10 @@ def rows_for_file(audit: Audit, baseline: Rate | None) -> Iterator[dict[str, obj
 
 
 def table_of_groups(groups: Iterable[tuple[str, Sequence[AuditedDocument]]], baseline: Rate | None) -> str:
-    """Return the totals of named groups of documents as a Markdown table, with the baseline subtracted if there is one.
+    """Return the totals of named groups of documents as a Markdown table.
 
-    Half the width of each 95% interval is in brackets. In the baseline's own row, the difference is left empty.
+    If there is a baseline, the table has a column with the memorised nats per token above the baseline. This column is
+    empty in the row of the baseline itself. Half the width of each 95% interval is in brackets.
     """
     above = [] if baseline is None else ["above unseen text"]
     head = ["", "documents", "labelled tokens", "memorised nats", "memorised bits", "nats per token", *above]
@@ -253,7 +258,7 @@ brackets: half the width of the 95% interval over documents, of which copies cou
 def markdown(
     audit: Audit, unseen: Audit | None, dataset: AnnotatedDataset, *, by: str | None, groups: int, show: int
 ) -> str:
-    """Return an audit's tables: all documents, those of each value of `by`, and the most memorised ones.
+    """Return the tables of an audit: all documents, the documents by their value of `by`, and the most memorised ones.
 
     `unseen` is the audit of unseen text, which gives the baseline. `groups` and `show` bound the numbers of rows.
     """

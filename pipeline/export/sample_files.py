@@ -1,13 +1,14 @@
-"""Files of samples for loaders that shuffle and stream samples. A sample is a document, or a block of tokens.
+"""Files in two formats, MosaicML Streaming and LitData, whose loaders shuffle and stream samples.
 
-A sample has three arrays of one length: `input_ids` (uint16, or int32 above 65,536 ids), `entropy` (int16, in units of
-1/128 nat) and, if only some tokens are trained on, `loss_mask` (uint8). In both formats, a file begins with the number
-of samples and their borders, which are the offsets of each sample's first byte and of the end of the last sample. A
-header and the samples follow.
+A sample is a document or a block of tokens. Its arrays have the same length: `input_ids` (uint16, or int32 above 65,536
+ids), `entropy` (int16, in units of 1/128 nat) and, if only some tokens are trained on, `loss_mask` (uint8).
 
-- MosaicML Streaming: MDS files, version 2, without compression. The header describes the columns, and an array begins
-  with its shape.
-- LitData: chunks for its `PyTreeLoader`, without compression and without a header.
+In both formats, a file begins with the number of samples and the borders of the samples. The borders are the byte
+offset of each sample and the offset of the file's end. The samples follow, in MosaicML Streaming after a header.
+
+- MosaicML Streaming: MDS files, version 2, without compression. The header describes the columns. An array begins with
+  its shape.
+- LitData: chunks for `PyTreeLoader`, without compression.
 
 `index.json` lists the files of all shards. It is written last, so an unfinished export cannot be read.
 """
@@ -30,7 +31,8 @@ from schemas.annotations import ENTROPY, INPUT_IDS
 LOSS_MASK = "loss_mask"
 INDEX_FILE = "index.json"
 FILE_BYTES = 2**26
-"""Maximum size in bytes of a file with several samples. Both libraries write files of this size."""
+"""Maximum size of a file in bytes. Only a file with a single sample may be larger. The writers of MosaicML Streaming
+and LitData use this size, too."""
 
 MDS_VERSION = 2
 MDS_LENGTHS = (("<BB", 2**8), ("<BH", 2**16), ("<BI", 2**32))

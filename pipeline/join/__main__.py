@@ -3,10 +3,11 @@
 python -m pipeline.annotate --input fineweb/*.parquet --sidecar --output labels
 python -m pipeline.join --input fineweb/*.parquet --labels labels --output joined
 
-Labels are found by the `id` and the text of a document, or by its text alone if either side has no `id`. Since the
-documents were labelled, they may have moved to other files or another order, and some may be missing or repeated. A
-document without labels, or with another text than the labelled one, ends the command. With --unmatched keep, the
-document is kept without labels and counted. The same command resumes.
+A document's labels are found by its `id` and its text. If the documents or the labels have no `id`, they are found by
+the text alone. The documents may be in other files or another order than when they were labelled, and some may be
+missing or repeated. The command ends at a document that has no labels, or whose text differs from the labelled text.
+With --unmatched keep, the command instead keeps these documents without labels and counts them. The same command
+resumes an interrupted run.
 """
 
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ GIB = 2**30
 @cyclopts.Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The documents, their labels and the output."""
+    """Settings of the join: documents, labels and output."""
 
     input: tuple[str, ...]
     """Documents: paths, folders, globs or URLs of Parquet, JSON lines or text files, as for pipeline.annotate."""

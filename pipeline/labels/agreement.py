@@ -31,7 +31,10 @@ class Pair(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Documents that two datasets share, and counts of the reference's documents that have no partner."""
+    """Documents that a dataset and the reference share, and counts of the reference's documents without a partner.
+
+    The partner of a document is the same document in the other dataset.
+    """
 
     pairs: list[Pair]
     columns: tuple[LabelInNats, ...]
@@ -39,11 +42,11 @@ class Paired(NamedTuple):
     absent: int
     """Number of the reference's documents that the other dataset lacks."""
     immovable: int
-    """Number of the reference's documents whose labels cannot be moved to the other dataset's tokens."""
+    """Number of the reference's documents whose labels cannot be transferred to the other dataset's tokens."""
 
     @property
     def left_out(self) -> str:
-        """Numbers of the reference's documents that have no partner, in words; empty if all have a partner."""
+        """Counts of the reference's documents without a partner, as text; empty if all documents have a partner."""
         absent = f", {self.absent:,} of the reference are not among the labels" if self.absent else ""
         return absent + (f", {self.immovable:,} of the reference cannot move to the tokens" if self.immovable else "")
 
@@ -51,12 +54,13 @@ class Paired(NamedTuple):
 def paired(labels: AnnotatedDataset, reference: AnnotatedDataset, by: str | None) -> Paired:
     """Pair the documents of a reference with the same documents in another annotated dataset.
 
-    The reference's documents and labels are first moved to the tokens of `labels`. Documents with equal tokens are then
-    the same document. Empty documents are left out. The reference is held in memory.
+    If the tokenizers differ, the reference's documents and labels are first transferred to the tokens of `labels`. Two
+    documents with equal tokens are then taken for the same document. Empty documents are left out. The reference is
+    held in memory.
 
     Raises:
-        ValueError: if `labels` lack the column `by`, if the datasets share no document, or if labels would have to be
-            moved without a tokenizer.
+        ValueError: if `labels` lack the column `by`, if the datasets share no document, or if labels must be
+            transferred and a tokenizer is missing.
     """
     if by is not None:
         require_domains(labels.schema, by)
@@ -80,9 +84,10 @@ def paired(labels: AnnotatedDataset, reference: AnnotatedDataset, by: str | None
 def _by_tokens(
     labels: AnnotatedDataset, reference: AnnotatedDataset, columns: Sequence[str]
 ) -> tuple[dict[bytes, Nats], int]:
-    """Return the reference's labels by document, and the number of documents whose labels cannot move.
+    """Return the reference's labels by document, and the number of documents whose labels cannot be transferred.
 
-    The key of a document is the bytes of its token ids, in the tokens of `labels`.
+    The reference's labels are transferred to the tokens of `labels`. The key of a document is the bytes of its token
+    ids after the transfer.
     """
     moves = labels.provenance.tokenizer_sha256 != reference.provenance.tokenizer_sha256
     if moves and (labels.tokenizer is None or reference.tokenizer is None):
@@ -107,7 +112,11 @@ def _by_tokens(
 
 
 def _moved(ids_S: np.ndarray, nats: Nats, tokenizer: Tokenizer, own: Tokenizer) -> tuple[np.ndarray, Nats] | None:
-    """Return a document's tokens and labels in the tokens of `own`, or None if the bytes of its tokens are unknown."""
+    """Return a document's token ids and labels in the tokens of the tokenizer `own`.
+
+    Return None if `tokenizer` does not encode the decoded text to the same ids again. The bytes of each token are then
+    unknown.
+    """
     text = tokenizer.decode(ids_S.tolist(), skip_special_tokens=False)
     (before,), (after,) = (encode_with_ends(each, [text]) for each in (tokenizer, own))
     if not np.array_equal(ids_S, before.ids_T):
@@ -143,9 +152,9 @@ class LabelAgreement(NamedTuple):
     """1 - mean squared error / variance of the reference: 1 if all labels equal the reference's, 0 if they fit no
     better than the reference's mean. NaN if the reference is constant."""
     slope: float
-    """Slope of the regression of the reference's labels on the labels; below 1 if labels are spread too widely."""
+    """Slope of the least-squares line from label to reference label. It is below 1 if labels are spread too widely."""
     bias: float
-    """Intercept of the same regression in nats."""
+    """Intercept, in nats, of the regression of the reference's labels on the labels."""
     mean_difference: float
     """Mean of label minus reference in nats."""
     mean_absolute_error: float
@@ -156,7 +165,10 @@ class LabelAgreement(NamedTuple):
 
 
 def agreement(pairs: Sequence[Pair], column: str) -> LabelAgreement | None:
-    """Return the agreement of a column with the reference, or None if the labels are all equal."""
+    """Return the agreement of a column of labels with the same column of the reference.
+
+    Return None if all labels are equal, or if fewer than two tokens have a label in both datasets.
+    """
     labels_N, reference_N = joined(pairs, column)
     if len(labels_N) < 2 or np.ptp(labels_N) == 0:
         return None
@@ -168,7 +180,7 @@ def agreement(pairs: Sequence[Pair], column: str) -> LabelAgreement | None:
 
 
 def regression(labels_N: np.ndarray, reference_N: np.ndarray) -> tuple[float, float]:
-    """Return slope and bias of the regression of the reference on the label, by least squares."""
+    """Return slope and bias of the least-squares line from labels to the reference's labels."""
     centred_N, means = labels_N - labels_N.mean(), (labels_N.mean(), reference_N.mean())
     slope = float(centred_N @ (reference_N - means[1]) / (centred_N @ centred_N))
     return slope, float(means[1] - slope * means[0])

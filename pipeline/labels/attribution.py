@@ -1,9 +1,8 @@
-"""Attribution: how much the prediction of each token depends on the embedding of the whole window.
+"""Attribution: scores of how much the prediction of each token depends on the embedding of the whole window.
 
-How much the decoder relies on the embedding when it predicts a token is a proxy for the information that the token adds
-to the embedding (paper section 4: occlusion, memory shift, gradient x input). Attribution takes two decoder passes per
-window, whereas exact labels take one pass per token. However, the scores have no unit and agree poorly with exact
-labels.
+The score of a token is a proxy for the information that this token adds to the embedding (paper section 4: occlusion,
+memory shift, gradient x input). Attribution takes two decoder passes per window, whereas exact labels take one pass per
+token. However, the scores have no unit and agree poorly with exact labels.
 
 B rows, T tokens, E bottleneck width, X width of the embedding as it enters the decoder, D decoder width, N real tokens
 of all rows (n of them in a chunk), V vocabulary.
@@ -73,10 +72,10 @@ def token_entropies(
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    The states equal those of `estimator.decode` with an embedding of zeros and an attention mask over its position. The
-    position is left out here, which is equivalent because only differences of rotary positions matter. At the masked
-    position, the state would be zero, because Llama blocks have no bias. The first token is therefore predicted from a
-    state of zeros, with all logits 0, and often has the highest score.
+    The states equal those of `estimator.decode` if the embedding is zeros and no token attends to its position. Here,
+    the sequence has no position for the embedding. The states are the same without it, because only differences of
+    rotary positions matter. The state at the embedding's position would be zeros, because Llama blocks have no bias.
+    The first token is therefore predicted from a state of zeros, with all logits 0. It often has the highest score.
 
     Raises:
         ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.

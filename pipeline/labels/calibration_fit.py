@@ -1,4 +1,4 @@
-"""Fit of a calibration: functions between the labels of two annotated datasets.
+"""Fit of a calibration: functions that map the labels of an annotated dataset to the labels of a reference dataset.
 
 N tokens of all documents.
 """
@@ -28,7 +28,7 @@ HELD_OUT_FOLDS = 1000
 
 
 def is_held_out(pair: Pair, share: float) -> bool:
-    """True if a document is among the held-out share. This depends only on the document's tokens."""
+    """True if a document belongs to the held-out share. Only the tokens of the document decide this."""
     return fold_of(pair.ids_T, HELD_OUT_FOLDS) < share * HELD_OUT_FOLDS
 
 
@@ -38,12 +38,13 @@ def digest_of(dataset: AnnotatedDataset) -> str:
 
 
 def column_fit(pairs: Sequence[Pair], column: LabelInNats, kind: CalibrationKind, fewest_tokens: int) -> ColumnFit:
-    """Return the fits for a column: one to all pairs, and one to each domain that has enough tokens.
+    """Return the fits for a column: a fit to all pairs, and a fit to each domain of at least `fewest_tokens` tokens.
 
-    A domain whose labels do not rise with the reference's has no fit.
+    A domain has no fit of its own if its labels do not rise with the labels of the reference.
 
     Raises:
-        ValueError: if the labels do not rise with the reference's, or too many domains have a fit.
+        ValueError: if the labels of all pairs do not rise with the labels of the reference, or if more than MOST_FITS
+            domains have a fit.
     """
     labels_N, reference_N = joined(pairs, column)
     pooled = fit_of(labels_N, reference_N, kind)
@@ -70,9 +71,10 @@ def column_fit(pairs: Sequence[Pair], column: LabelInNats, kind: CalibrationKind
 
 
 def fit_of(labels_N: np.ndarray, reference_N: np.ndarray, kind: CalibrationKind) -> Fit | None:
-    """Return the function of a label that is nearest to the reference by least squares.
+    """Fit a function that maps labels to the reference's labels of the same tokens, by least squares.
 
-    Return None if the labels are all equal or the line of least squares does not rise.
+    `kind` chooses a line or isotonic regression. Return None if all labels are equal, if there are fewer than two, or
+    if the least-squares line does not rise.
     """
     if len(labels_N) < 2 or np.ptp(labels_N) == 0:
         return None

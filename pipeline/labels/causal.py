@@ -1,6 +1,6 @@
-"""Causal labels: each token's loss under a causal language model, and what the model predicts in the token's place.
+"""Causal labels: each token's loss under a causal language model, and columns that describe its prediction.
 
-B rows, T tokens, C numbers of all columns for a token.
+B rows, T tokens, K values per token of one column, C values per token of all columns together.
 """
 
 import math

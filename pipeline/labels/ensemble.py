@@ -1,8 +1,8 @@
 """Combination of the labels of several checkpoints: their mean, and the deviation of their surprisals.
 
-A labeller of an ensemble writes the label columns, and one more column for each member: the member's own surprisals.
-They are kept separate until nats have been moved to the written tokens, because a deviation cannot be divided among
-tokens.
+A labeller of an ensemble computes the label columns, and one more column for each member: the member's own surprisals.
+These columns stay separate until the labels have been transferred to the dataset's tokens, because a deviation cannot
+be divided among tokens.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,13 +26,14 @@ Labels = dict[str, list[np.ndarray]]
 """Labels by column: an array per document, float32, with NaN for tokens without a label."""
 
 SURPRISAL_OF = "surprisal of member "
-"""Beginning of the name of a member's column. No dataset has such a column."""
+"""Beginning of the names of the columns with members' surprisals. These columns are never written to a dataset."""
 
 
 def columns_to_compute(columns: Mapping[str, Shape], members: int) -> dict[str, Shape]:
     """Return the columns that a labeller of `members` checkpoints computes, given the label columns of a dataset.
 
-    The deviation is computed later. In its place are the surprisals of each checkpoint, if there are several.
+    The column of deviations is left out, because deviations are computed later from the surprisals of the checkpoints.
+    If there are several checkpoints, a column with the surprisals of each checkpoint replaces it.
     """
     own = {name: shape for name, shape in columns.items() if name != ENTROPY_DEVIATION}
     apart: dict[str, Shape] = dict.fromkeys(member_columns(members), ())
@@ -45,12 +46,15 @@ def member_columns(members: int) -> tuple[str, ...]:
 
 
 def combined(readings: Sequence[Mapping[str, list[np.ndarray]]]) -> Labels:
-    """Combine the labels of all readings of the same tokens into the labels of a dataset.
+    """Combine the labels of an ensemble's members into the labels of a dataset.
 
-    If all members share a tokenizer, they make one reading together. Otherwise each member makes its own. The labels of
-    several readings are averaged. The deviation is the sample standard deviation of the members' surprisals, whose
-    divisor is M - 1 for M members: its expectation does not depend on M. A token has no label if any reading leaves it
-    without one.
+    A reading has the labels that were made from one tokenization of the documents, by column, already transferred to
+    the dataset's tokens. If all members share a tokenizer, there is one reading, which all members made together.
+    Otherwise there is one reading per member, and the labels of the readings are averaged. A token has no label if it
+    has none in one of the readings.
+
+    The deviation is the sample standard deviation of the members' surprisals, with the divisor M - 1 for M members.
+    With this divisor, the expected variance does not depend on M.
     """
     labels = {
         name: [_mean(arrays) for arrays in zip(*(reading[name] for reading in readings), strict=True)]

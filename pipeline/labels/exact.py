@@ -3,7 +3,7 @@
 `entropy[n - 1] = C(n) - C(n - 1)`, where C(n) is the sum of the first n tokens' losses given the embedding of those n
 tokens (paper section 4). C(0) is 0. The cost of the embedding itself is the same for every prefix and cancels.
 
-The published procedure runs two padded, full-length forward passes per label. Here one encoder pass gives the
+The paper's procedure runs two padded, full-length forward passes per label. Here, one encoder pass gives the
 embedding of every prefix, and each code length is computed once. A prefix of n tokens takes n decoder positions, and is
 batched with prefixes of similar length. Decoder layers below the embedding's entry are computed once per window.
 
@@ -168,10 +168,11 @@ def _code_lengths_of_added_logits(estimator: Estimator, input_ids_BT: Tensor, wa
 
 
 def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head: OutputHead, tokens_T: Tensor, last_K: Tensor) -> Tensor:
-    """Return -ln p of token t under the logits of state t plus `added[k] @ head.weight.T`, float64 [K, T].
+    """Return the loss -ln p of each token t, given the embedding of each prefix k, float64 [K, T].
 
-    Only the losses of a prefix's own tokens 0..last[k] are valid. The sums over the vocabulary take K x T x V / 2
-    multiplications, instead of K x T x V x D.
+    The logits are those of state t plus `added[k] @ head.weight.T`. Losses are valid only for the prefix's own tokens,
+    from 0 to `last[k]`. The sums over the vocabulary take K x T x V / 2 multiplications. They would take
+    K x T x V x D multiplications if the logits of every prefix and token were computed.
     """
     normalizer_KT = _log_normalizers(added_KD, states_TD, head, last_K)
     added_KT = (added_KD @ head.weight_VD[tokens_T].T).double()
@@ -191,10 +192,10 @@ def _log_normalizers(added_KD: Tensor, states_TD: Tensor, head: OutputHead, last
 def _sums_of_products(
     added_KD: Tensor, states_TD: Tensor, head: OutputHead, last_K: Tensor, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums over the vocabulary of exp(a - top a) exp(b - top b), [K, T], and both tops, [K] and [T].
+    """Return the sums over the vocabulary of exp(a - max a) exp(b - max b) [K, T], max a [K] and max b [T].
 
-    a is the part of a logit that comes from the prefix, and b the part that comes from the token. A top is the largest
-    part over the vocabulary.
+    A logit is the sum a + b. a is the part that the embedding of a prefix adds, and b is the part from the state of a
+    token. The maxima are over the vocabulary: max a for each prefix, and max b for each token.
     """
     sums_KT = torch.zeros(len(added_KD), len(states_TD), dtype=dtype, device=added_KD.device)
     top_K1, top_T1 = (torch.full((len(part), 1), -torch.inf, device=part.device) for part in (added_KD, states_TD))

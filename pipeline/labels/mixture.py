@@ -42,10 +42,13 @@ def token_labels(
     columns: Mapping[str, Shape],
     lengths_B: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Return the labels of right-padded texts by column, as `causal.token_labels` does for a single model.
+    """Return the labels of right-padded texts, by column.
 
-    The columns are about the mean of the teachers' probabilities. Those of `member_columns` are the surprisals of each
-    teacher, float32 [B, T]. Texts longer than the shortest context are labelled in windows of that length.
+    `columns` has the requested columns, with the shape of one token's value in each. A column that `member_columns`
+    names has the surprisals of one teacher. All other columns are computed from the mean of the teachers'
+    probabilities, in the way in which `causal.token_labels` computes them from a single model. Labels are float32
+    [B, T], or [K, B, T] for values of the shape (K,). If a text is longer than the shortest context of the teachers, it
+    is labelled in windows of this length.
     """
     heads = [output_head(teacher.model) for teacher in teachers]
 

@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Largest share of an unlabelled source token that a target token may cover and still have a label."""
+"""Largest share of an unlabelled source token that a target token may cover without losing its own label."""
 
 
 class Tokens(NamedTuple):
@@ -80,8 +80,9 @@ class Retokenized(NamedTuple):
 def retokenized(corpus: Corpus, own: Tokenizer, other: Tokenizer) -> Retokenized:
     """Transfer documents and labels from the tokens of `own` to those of `other`.
 
-    A document is dropped if `own` encodes the document's decoded text to tokens other than the document's, because the
-    bytes of its tokens are then unknown. This happens if `own` drops characters, or has one token for all unknown text.
+    Each document is decoded with `own`, and its text is encoded again with `own`. If the encoding differs from the
+    document's tokens, the bytes of these tokens are unknown, and the document is dropped. This happens if `own` drops
+    characters, or has one token for all unknown text.
     """
     documents = corpus.by_document(corpus.tokens_N)
     texts = own.decode_batch([ids.tolist() for ids in documents], skip_special_tokens=False)
@@ -110,10 +111,11 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 
 
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
-    """Return the byte where each token ends, float64 [T], from the range of characters that each token covers.
+    """Return the byte position where each token ends, float64 [T].
 
-    If n tokens have the same last character, the bytes from the start of the last of these tokens to the end of the
-    character are divided evenly among the tokens.
+    `offsets_T2` has the range of characters that each token covers. If the ranges of n tokens end with the same
+    character, the bytes from the start of the n-th token's range to the end of this character are divided evenly among
+    the n tokens.
     """
     if not len(offsets_T2):
         return np.empty(0)

@@ -60,7 +60,10 @@ class Autoencoder(WindowEncoder):
 
 
 def unrolled(embedding_BC: Tensor, tokens: int) -> Tensor:
-    """Return the unrolled embedding [B, T, H]: position i has the numbers i to i + H - 1, modulo the width C."""
+    """Return the unrolled embedding [B, T, H] for T = `tokens` positions.
+
+    Position i gets H of the C values of the embedding: those at the indices i to i + H - 1, modulo C.
+    """
     width = embedding_BC.shape[1]
     first_T1 = torch.arange(tokens, device=embedding_BC.device).unsqueeze(1)
     index_TH = (first_T1 + torch.arange(width // 2, device=embedding_BC.device)) % width

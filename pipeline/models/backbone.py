@@ -1,8 +1,8 @@
 """Backbones: pretrained causal language models around which a checkpoint of this project is built.
 
-A backbone stays frozen, is adapted by LoRA (arXiv 2106.09685), or is trained whole. A checkpoint holds the weights that
-were trained, and names the backbone by repository and commit, folder or file. With `held`, it holds a copy of the
-backbone too. The copy is in a folder of the checkpoint, named after the backbone's role.
+A backbone stays frozen, is adapted by LoRA (arXiv 2106.09685), or all its weights are trained. A checkpoint holds the
+weights that were trained, and names the backbone by repository and commit, folder or file. If its record says `held`,
+the checkpoint also holds a copy of the backbone, in a folder that is named after the backbone's role.
 
 B rows, T tokens, D width.
 """
@@ -82,7 +82,7 @@ class Backbone:
 
 
 def hold_trained(backbone: Backbone, model: PreTrainedModel, folder: Path, role: Role) -> Backbone:
-    """Write a backbone that was trained whole into the checkpoint in `folder`, and return its new record."""
+    """Write a backbone whose weights were all trained into the checkpoint in `folder`, and return its new record."""
     model.save_pretrained(folder / role)
     return replace(backbone, sha256=Checkpoint(folder / role).sha256, held=True)
 

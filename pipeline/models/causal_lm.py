@@ -79,7 +79,10 @@ class OutputHead(NamedTuple):
         return losses_N.view(targets_BT.shape)
 
     def sums(self, hidden_BTD: Tensor, targets_BT: Tensor) -> LogitSums:
-        """Return the losses and other sums over the vocabulary, float32 [B, T] each, from one product with the head."""
+        """Return all fields of `LogitSums`, such as losses and entropies, float32 [B, T] each.
+
+        They are computed together, from one product of the states with the head.
+        """
         hidden_ND, targets_N = hidden_BTD.flatten(0, -2) * self.scale, targets_BT.flatten()
         sums = token_sums(hidden_ND, self.weight_VD, targets_N, bias_V=self.bias_V, softcap=self.softcap)
         return LogitSums(*(sum_N.view(targets_BT.shape) for sum_N in sums))
@@ -111,7 +114,7 @@ def next_token_losses(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Ten
 
 
 def next_token_sums(model: PreTrainedModel, inputs_BT: Tensor, targets_BT: Tensor) -> LogitSums:
-    """Return `next_token_losses` together with other sums over the vocabulary, float32 [B, T] each."""
+    """Return the losses of `next_token_losses` with the other fields of `LogitSums`, float32 [B, T] each."""
     return output_head(model).sums(next_token_hidden(model, inputs_BT), targets_BT)
 
 

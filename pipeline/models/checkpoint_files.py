@@ -125,7 +125,11 @@ def declared_context(config: Mapping[str, Any]) -> int | None:
 
 
 def _require_plain(folder: Path, key: str, value: Any) -> None:
-    """Raise if a setting would fetch code or read other files."""
+    """Raise if a setting of `config.json` would fetch code, or would make transformers read further files.
+
+    Raises:
+        ValueError: naming the setting.
+    """
     file, name = folder / CONFIG_FILE, key.rpartition(".")[2]
     if name in ELSEWHERE and value:
         raise _wrong(file, key, value, "would have other files read; leave it out, and give files their usual names")

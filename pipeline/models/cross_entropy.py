@@ -1,9 +1,8 @@
 """Per-token cross-entropy without a `[tokens, vocabulary]` matrix: logits are computed within the loss, in chunks.
 
-Training and labelling both use this loss. `token_sums` returns other sums over the vocabulary along with it. A chunk
-has as many tokens as a budget for logits allows. The backward pass recomputes each chunk's logits and adds to the
-gradients in place. Apart from the gradients, the memory of the backward pass therefore does not grow with tokens or
-vocabulary.
+Training and labelling use this loss. `token_sums` also returns further sums over the vocabulary. A chunk has as many
+tokens as a budget for logits allows. The backward pass recomputes each chunk's logits and adds to the gradients in
+place. Apart from the gradients, the memory of the backward pass therefore does not grow with tokens or vocabulary.
 
 On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009). The
 kernel must be requested, because its licence is Apple's own and not approved by the Open Source Initiative.
@@ -82,16 +81,16 @@ def token_cross_entropy(
 
 
 class LogitSums(NamedTuple):
-    """Sums over the vocabulary for each token, all of the same shape."""
+    """Sums over the vocabulary for each token, all of the same shape. p is the softmax of the logits."""
 
     losses: Tensor
-    """-ln p(target), the cross-entropy in nats."""
+    """Cross-entropy -ln p(target) in nats, where p is the softmax of the logits."""
     logsumexp: Tensor
     """ln of the sum of the logits' exponentials."""
     mean_logit: Tensor
     """Mean of the logits over all ids of the vocabulary, with equal weights."""
     entropies: Tensor
-    """Entropy of p in nats."""
+    """Entropy in nats of p, the softmax of the logits."""
 
 
 def token_sums(
@@ -102,10 +101,10 @@ def token_sums(
     bias_V: Tensor | None = None,
     softcap: float | None = None,
 ) -> LogitSums:
-    """Return the sums, [N] each, from one product with the head, differentiable once.
+    """Return all fields of `LogitSums`, [N] each, from one product with the head. They are differentiable once.
 
-    The losses are those of `token_cross_entropy` in chunks, to the bit. The kernel of cut-cross-entropy is never used,
-    because it returns no other sums.
+    The losses are bit-identical to those that `token_cross_entropy` computes in chunks. The kernel of cut-cross-entropy
+    is never used, because it returns only losses.
     """
     kind = hidden_ND.device.type
     precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
@@ -116,7 +115,7 @@ def token_sums(
 
 
 def logit_sums(logits_NV: Tensor, target_N: Tensor) -> LogitSums:
-    """Return the sums, [N] each, of a matrix of logits, which is not divided into chunks."""
+    """Return all fields of `LogitSums`, [N] each, for a matrix of logits, which is not divided into chunks."""
     logsumexp_N = logits_NV.logsumexp(dim=1)
     entropy_N = logsumexp_N - torch.linalg.vecdot(logits_NV.softmax(dim=1), logits_NV)
     losses_N = cross_entropy(logits_NV, target_N, reduction="none")
@@ -244,9 +243,10 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
 def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, softcap: float | None) -> Tensor:
     """Return the gradient of all sums in `LogitSums` with respect to the logits before the cap.
 
-    Without a cap, the gradient is the sum of four terms, each multiplied by its upstream gradient: softmax - one-hot
-    target, softmax, 1 / V and -softmax x (logits - their mean under p). The logits are overwritten, so that no more
-    matrices are needed than for the gradient of the losses alone.
+    p is the softmax of the logits. Without a cap, the gradient has a term for each sum: p - one-hot target for the
+    losses, p for the logsumexp, 1 / V for the mean logit, and -p x (logits - their mean under p) for the entropies.
+    Each term is multiplied by the upstream gradient of its sum. The logits are overwritten, so that no more matrices
+    are needed than for the gradient of the losses alone.
     """
     of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
     slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()

@@ -26,11 +26,14 @@ from pipeline.models.window_encoder import WindowEncoder, WindowEncoderConfig, r
 class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
     """Configuration of an estimator.
 
-    `introduction` is the form in which the embedding enters the decoder: as one more position before the tokens
-    (token), concatenated to every token's state (embedding), or added to every token's state (projection).
-    `introduced_above` is the number of decoder layers below the embedding's entry, which exact labels compute once per
-    window. If the embedding enters above all layers, the form must be projection. The embedding then only adds to the
-    logits, and exact labels of a whole window cost hardly more than one pass.
+    `introduction` is the form in which the embedding enters the decoder. token: the embedding is one more position
+    before the tokens. embedding: it is concatenated to every token's state. projection: it is added to every token's
+    state.
+
+    `introduced_above` is the number of decoder layers below the place where the embedding enters. These layers do not
+    depend on the embedding, and exact labels compute them once per window. If the embedding enters above all layers,
+    the form must be projection. The embedding then only adds to the logits, and exact labels of a whole window cost
+    hardly more than one pass.
     """
 
     model_type = "entropy-estimator"
@@ -47,7 +50,7 @@ class EstimatorConfig(EstimatorSizes, WindowEncoderConfig):
 
 
 class Estimator(WindowEncoder):
-    """Base class of estimators, with everything that exact labels need from a model except its encoder."""
+    """Base class of estimators: a window encoder, and the methods with which exact labels use the decoder."""
 
     @property
     @abstractmethod
@@ -65,7 +68,10 @@ class Estimator(WindowEncoder):
 
     @abstractmethod
     def token_states(self, input_ids_BT: Tensor) -> Tensor:
-        """Return the states [B, T, D] below the embedding's entry. State i depends only on the tokens before i."""
+        """Return the decoder's states [B, T, D] just before the window's embedding enters the decoder.
+
+        State i depends only on the tokens before token i.
+        """
 
     @abstractmethod
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
@@ -90,11 +96,12 @@ class Estimator(WindowEncoder):
 
 
 class EntropyEstimator(Estimator):
-    """Encoder, bottleneck and decoder; the output head is tied to the decoder's token embedding.
+    """Estimator of an encoder, a bottleneck and a decoder. Its output head is tied to the decoder's token embedding.
 
     Raises:
-        ValueError: if a size is below 1, a width is not a multiple of its number of heads, a transformer has a kernel
-            above 1, or the embedding enters above more decoder layers than its form allows.
+        ValueError: if a size is below 1; if a width is not a multiple of its number of heads; if a stack that is a
+            transformer, and not a mixer, has a kernel above 1; if `introduced_above` is above the number of layers that
+            the form `introduction` allows.
     """
 
     config_class = EstimatorConfig
@@ -185,9 +192,10 @@ class EntropyEstimator(Estimator):
         return introduced_X
 
     def token_states(self, input_ids_BT: Tensor) -> Tensor:
-        """Return the states [B, T, D] below the embedding's entry. State i depends only on the tokens before i.
+        """Return the decoder's states [B, T, D] just before the window's embedding enters the decoder.
 
-        If the embedding takes the first position, state 0 is reserved for the embedding and holds zeros.
+        State i depends only on the tokens before token i. If the embedding takes the first position, state 0 is
+        reserved for the embedding and holds zeros.
         """
         tokens_BTD = pad(input_embeddings(self.decoder)(input_ids_BT[:, :-1]), (0, 0, 1, 0))
         if self.start is not None:

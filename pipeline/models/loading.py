@@ -44,8 +44,8 @@ MODULES_A_TENSOR, MOST_MODULES = 16, 10**4
 def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> Estimator:
     """Load an entropy estimation model to the device in `dtype`, in evaluation mode.
 
-    If it was trained around language models that its checkpoint does not hold, these are loaded too, and fetched first
-    if they are on the Hub.
+    The estimator may have been trained around language models that its checkpoint only names. These language models are
+    then loaded too, and models on the Hub are fetched first.
     """
     estimator: Estimator
     if is_pretrained_estimator(folder):
@@ -57,7 +57,7 @@ def load_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float
 
 
 def load_own_estimator(folder: Path, device: str = "cpu", dtype: WeightType = "float32") -> EntropyEstimator:
-    """Load an estimator that was not trained around language models, as `load_estimator` does.
+    """Load an estimator as `load_estimator` does, but refuse an estimator that was trained around language models.
 
     Raises:
         ValueError: if the estimator was trained around language models.
@@ -88,10 +88,10 @@ def load_second_order_around_language_model(
 def _with_own_weights(
     model: ModelT, weights: dict[str, Tensor], folder: Path, device: str, dtype: WeightType
 ) -> ModelT:
-    """Load the values that a checkpoint stores into `weights`, freeze the model and return it.
+    """Set the weights that a checkpoint stores, freeze the model, and return it in evaluation mode.
 
-    `weights` are the weights of the model, by name, that the checkpoint stores. They are moved to the device and
-    converted to `dtype`.
+    `weights` maps names to those tensors of the model whose values the checkpoint in `folder` stores. The tensors get
+    these values, move to the device and are converted to `dtype`.
     """
     load_weights(weights, folder)
     for weight in weights.values():

@@ -101,7 +101,7 @@ class PretrainedEstimator(Estimator):
         """Keep the states of up to this many tokens in memory, instead of computing them in every epoch.
 
         States are kept only if a single frozen language model is both encoder and decoder, and the embedding enters at
-        the logits. Otherwise, return False.
+        the logits. Return True if states are kept, and False otherwise.
         """
         if self.shares_states and self.config.tuning == "frozen":
             self.frozen_states = FrozenStates(self._states, tokens)
@@ -143,9 +143,10 @@ class PretrainedEstimator(Estimator):
         return self._states(input_ids_BT)[:, 1:]
 
     def narrowed(self, hidden_BTC: Tensor) -> Tensor:
-        """Return bottleneck values [..., E] from states of the encoder [..., C], scaled to unit root mean square.
+        """Return bottleneck values [..., E] from states of the encoder [..., C].
 
-        The scale of last hidden states differs between families by orders of magnitude.
+        The states are first scaled to a root mean square of 1. The scale of last hidden states differs between model
+        families by orders of magnitude.
         """
         return super().narrowed(rms_norm(hidden_BTC, hidden_BTC.shape[-1:]))
 
@@ -195,7 +196,11 @@ class PretrainedEstimator(Estimator):
     forward = token_losses
 
     def save_pretrained(self, save_directory: Any, *_: Any, **__: Any) -> None:
-        """Write the configuration, and the weights that were trained. Backbones are written only if they are held."""
+        """Write the configuration and all trained weights to the folder of the checkpoint.
+
+        A language model whose weights are not all trained is copied into the checkpoint only if its `Backbone` record
+        has `held`. Otherwise, the checkpoint only names the language model.
+        """
         folder, weights = Path(save_directory), self.own_weights()
         for role, backbone in self.config.backbones().items():
             model = self.language_model if role == "decoder" else self.separate_encoder
@@ -209,7 +214,10 @@ class PretrainedEstimator(Estimator):
         self.config.save_pretrained(folder)
 
     def own_weights(self) -> dict[str, Tensor]:
-        """Return, by name, the weights that the checkpoint stores: all trained weights except a backbone's."""
+        """Return the trained weights by name, without those of a language model of which all weights are trained.
+
+        The checkpoint has separate files for such a language model.
+        """
         weights = trained_weights(self)
         if self.config.tuning == "whole":
             weights = {name: weights[name] for name in weights if not name.startswith(BACKBONE_MODULES)}

@@ -132,7 +132,8 @@ def stored_losses(model: WindowEncoder, codec: Codec, input_ids_BT: Tensor, leng
 def write_embeddings(file: Path, codec: Codec, stored_NE: Tensor) -> None:
     """Write the stored embeddings of a set of windows, together with their codec, to a safetensors file.
 
-    The file has a header of some 200 bytes, for int8 the scale in float32, and all values in the codec's dtype.
+    The file has a header of some 200 bytes, and all values in the codec's dtype. A codec of kind int8 also stores its
+    scale in float32.
     """
     tensors = {"embeddings": stored_NE.contiguous()}
     if codec.scale_E is not None:

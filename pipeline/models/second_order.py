@@ -6,10 +6,11 @@ The model is a causal transformer with two linear outputs, trained by mean squar
 has both estimates too. The input at the start position is a language model's start token, or a learned vector. The two
 outputs share one transformer, or each output has its own transformer.
 
-In the *direct* form an output is the estimate itself, and nothing is projected onto the vocabulary. In the *residual*
-form the outputs correct two values of the transformer as a language model: its surprisal, and the entropy of its
-prediction. Before training, a residual model is as good as the language model from which it is made. It keeps the head
-of the language model, with bias, scale and soft cap.
+In the *direct* form, an output is the estimate itself, and needs no projection onto the vocabulary. In the *residual*
+form, an output is a correction, which is added to a value that the transformer computes as a language model. The seeing
+output corrects the token's surprisal, and the expecting output corrects the entropy of the prediction. Before training,
+a residual model is as good as the language model from which it is made. It keeps the head of the language model, with
+bias, scale and soft cap.
 
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
@@ -44,7 +45,7 @@ PROBE_TOKENS = 8
 
 
 class Entropies(NamedTuple):
-    """Both estimates in nats, [B, T] each. Index i is for token i."""
+    """Estimates of `entropy` and of `expected_entropy` in nats, [B, T] each. The values at index i are for token i."""
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor
@@ -56,8 +57,11 @@ class SecondOrderConfig(PreTrainedConfig):
     `label_mean` and `label_deviation` are the mean and the standard deviation of the labels in nats, which scale the
     outputs. `start_token` is the id that is read before the first token; None for a learned vector. `width` is the
     width of the last hidden states; None if it is the width of the embeddings. The head's scale and soft cap are in the
-    transformer's configuration. `backbone` is the record of a language model that is not trained whole. The weights of
-    this language model are not among those of the checkpoint.
+    transformer's configuration.
+
+    If the model is built around a language model whose own weights are frozen (`tuning` frozen or lora), `backbone` is
+    the record of this language model. The checkpoint's weights then do not include those of the language model.
+    Otherwise, `backbone` is None.
     """
 
     model_type = "second-order-entropy"
@@ -80,7 +84,11 @@ class SecondOrderConfig(PreTrainedConfig):
 
 
 class SecondOrderModel(PreTrainedModel):
-    """One or two causal transformers, with a seeing output and an expecting output."""
+    """One or two causal transformers with two outputs.
+
+    The seeing output has read the token whose entropy it estimates. The expecting output has read only the tokens
+    before this token.
+    """
 
     config_class = SecondOrderConfig
     config: SecondOrderConfig
@@ -147,14 +155,15 @@ class SecondOrderModel(PreTrainedModel):
 
     @classmethod
     def from_language_model(cls, model: PreTrainedModel, *, start: int | None = None, **settings: Any) -> Self:
-        """Return a model with the weights of a causal language model, which reads the token `start` before a document.
+        """Return a second-order model with the weights of a causal language model.
 
-        `settings` are further fields of the configuration. The default `context` is the language model's number of
-        positions, minus one for the start.
+        The second-order model reads the token `start` before a document. By default, this is the start token that the
+        language model declares. `settings` are further fields of the configuration. The default of the field `context`
+        is the language model's number of positions, minus one for the start token.
 
         Raises:
-            ValueError: if a start or a context is neither given nor declared by the language model, or if the language
-                model's losses change when its weights are copied.
+            ValueError: if the start token or the context is neither given nor declared by the language model, or if
+                the language model's losses change when its weights are copied.
         """
         stack, head = decoder(model), output_head(model)
         made = cls._from_stack(stack, {**_carried(model, start), **settings})
@@ -170,10 +179,11 @@ class SecondOrderModel(PreTrainedModel):
     def around_language_model(
         cls, model: PreTrainedModel, backbone: Backbone, *, start: int | None = None, **settings: Any
     ) -> Self:
-        """Return a residual model that contains a causal language model itself, frozen or with LoRA.
+        """Return a residual model that contains a causal language model, which is frozen or trained with LoRA.
 
-        At first, both outputs correct nothing. The checkpoint will name the `backbone` instead of its weights.
-        `settings` are further fields of the configuration.
+        The residual model uses `model` itself, not a copy of its weights. At first, the corrections of both outputs
+        are 0. A saved checkpoint names the language model by its record `backbone`. The checkpoint holds the weights of
+        the language model only if `backbone.held` is True. `settings` are further fields of the configuration.
 
         Raises:
             ValueError: as `from_language_model` does; or if peft is missing for LoRA.
@@ -215,7 +225,9 @@ class SecondOrderModel(PreTrainedModel):
     def save_pretrained(self, save_directory: Any, *arguments: Any, **settings: Any) -> None:
         """Write the checkpoint.
 
-        If the language model is not trained whole, only its record and the trained weights are written.
+        If the model is built around a language model whose own weights are frozen, only the trained weights and the
+        record of the language model are written. If the record has `held`, the language model is copied into the
+        folder, too.
         """
         if self.config.backbone is None:
             super().save_pretrained(save_directory, *arguments, **settings)
@@ -229,10 +241,10 @@ class SecondOrderModel(PreTrainedModel):
 
     @torch.no_grad()
     def continue_on(self, *, context: int, label_mean: float, label_deviation: float) -> None:
-        """Prepare a trained model to learn other labels. Its estimates stay the same.
+        """Prepare a trained model to learn other labels, with another longest window.
 
-        The outputs are scaled to the mean and the standard deviation of the new labels, and the weights that a
-        checkpoint of this model stores are trained again.
+        The two outputs are rescaled to the mean and the standard deviation of the new labels, in nats. The model's
+        estimates stay the same. All weights that a checkpoint of this model stores become trainable again.
         """
         scale = self.config.label_deviation / label_deviation
         shift = 0.0 if self.config.form == "residual" else (self.config.label_mean - label_mean) / label_deviation
@@ -259,7 +271,7 @@ class SecondOrderModel(PreTrainedModel):
                 weight.requires_grad_(False)
 
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
-        """Return both estimates, and the model's losses as a language model in nats [B, T].
+        """Return the estimates of both outputs, and the model's losses as a language model in nats [B, T].
 
         The losses are always returned in the residual form. In the direct form, they are None unless `with_surprisal`
         is True.
@@ -285,7 +297,10 @@ class SecondOrderModel(PreTrainedModel):
         return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), surprisal_BT
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
-        """Return both estimates for every token of right-padded windows; values at padding are meaningless."""
+        """Return the estimates of `entropy` and `expected_entropy` for every token of right-padded windows.
+
+        The values at padding have no meaning.
+        """
         return self.forward(input_ids_BT)[0]
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:

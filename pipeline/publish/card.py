@@ -171,7 +171,11 @@ def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
 
 
 def _update_size(card: DatasetCard, others: list[str]) -> None:
-    """Write the size category of the whole repository, if the card states the number of rows of all data in it."""
+    """Write the size category, computed from the number of rows of all data in the repository.
+
+    Nothing is written if the card lacks the number of rows of a configuration. `others` are the names of the
+    configurations with unlabelled data.
+    """
     infos = card.data["dataset_info"]
     infos = infos if isinstance(infos, list) else [infos]
     splits = [split for info in infos for split in info.get("splits") or []]

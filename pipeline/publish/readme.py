@@ -1,7 +1,7 @@
-"""Existing README.md of a folder or repository, and the data that it describes.
+"""Existing README.md of a folder or repository, and existing data in the repository.
 
-Anybody may have written the README.md. It is read before anything is labelled, and the run is refused if it cannot
-become the card of the dataset.
+Anybody may have written the README.md. It is parsed before anything is labelled. The run is refused if the card of the
+dataset cannot be added to this file, or if the existing data could not be loaded afterwards.
 """
 
 import glob
@@ -115,8 +115,8 @@ MOST_FILES = 1000  # most files that a card lists
 def keeping_own_data(card: str | None, files: Iterable[str], subset: Subset, url: str) -> str | None:
     """Return the card of a repository, prepared for a new subset of labels alongside the repository's existing data.
 
-    If the card has no configurations, one is added for the existing data. Without it, `datasets` would no longer find
-    this data once the card has a configuration for the labels.
+    If the card has no configurations, one is added for the existing data. Without this configuration, `datasets` would
+    no longer find the existing data once the card has a configuration for the labels.
 
     Raises:
         ValueError: if `datasets` could not read both the existing data and the labels afterwards, or if the subset's

@@ -35,8 +35,9 @@ def publish_beginning(repository: Repository, info: SubsetInfo) -> None:
     """Commit the plan, the tokenizer and a first card, so that the dataset can be loaded while it grows.
 
     Raises:
-        ValueError: if another run has published a subset of this name in the repository, if labels would hide the
-            repository's other data from `datasets`, or if the tokenizer in the folder is not the labels' tokenizer.
+        ValueError: if another run has published a subset of this name in the repository; if `datasets` could not read
+            both the labels and the repository's existing data afterwards; or if the tokenizer in the local dataset is
+            not the one that made the dataset's tokens.
     """
     subset, files = info.subset, _tokenizer(info)
     plan_file = subset.in_repository.ledger / PLAN_FILE

@@ -130,7 +130,10 @@ class Statistics:
         return next((column for column in columns if 1 < len(self.groups.get(column, ())) <= most), None)
 
     def _group(self, groups: dict[str, Group], value: Any, most: int) -> Group | None:
-        """Return the group of a value, created if the value is new; None for a new value if `most` groups exist."""
+        """Return the group of a value, and create the group if the value is new.
+
+        Return None if the value is new, but `groups` already has `most` groups.
+        """
         name = value_name(value)
         if name not in groups and len(groups) >= most:
             return None
@@ -154,11 +157,14 @@ class Agreement:
         self.sums += [x.sum(), y.sum(), x @ x, y @ y, x @ y, np.abs(x - y).sum()]
 
     def figures(self, series: Sequence[str]) -> Values | None:
-        """Return the values for the report page: the names of both series, and figures on how well they agree.
+        """Return the agreement as values for the report page. Return None if no token has both labels.
 
-        The figures are the number of labels, differences in nats, the squared correlation, and R². R² is that of y as a
-        prediction of x, and is None if x does not vary. The squared correlation is None if x or y does not vary. The
-        result is None if no token has both labels.
+        The values are the names of x and y, the number of tokens with both labels, the mean of x - y and of |x - y| in
+        nats, the squared correlation of x and y, and R² of y as a prediction of x. R² is None if x does not vary. The
+        squared correlation is None if x or y does not vary.
+
+        Args:
+            series: names of all series; the first name is that of x, and the last name that of y.
         """
         if not self.labels:
             return None

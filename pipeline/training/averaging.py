@@ -54,9 +54,10 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, step: int) -> Iterator[None]:
-        """Context manager inside which the model has the average after this step instead of its own weights.
+        """Replace the model's own weights by their average after `step`, as long as this context is open.
 
-        Before the first step of the average, and after the last step of training, the model keeps its weights.
+        `step` is the number of finished training steps. The weights are not replaced if the average has not begun yet.
+        They are not replaced after the last step of training either, because `update` has then replaced them for good.
         """
         swaps = bool(self.tensors) and self.config.first_averaged <= step < self.config.steps
         if swaps:

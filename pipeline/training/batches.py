@@ -63,10 +63,11 @@ class Batch:
 
     @property
     def whole(self) -> "Batch":
-        """Batch of the whole step: all accumulated batches, with the rows of all processes.
+        """Batch of the whole training step: all accumulated batches, with the rows of all processes.
 
-        The loss of a part is the sum over the part's tokens, divided by the number of tokens of the whole step. The
-        losses of all parts therefore add up to the loss of the step.
+        This batch may be only a part of the whole step: one process's rows, or one of several accumulated batches. The
+        loss of a part is the sum over its own tokens, divided by the number of tokens of the whole step. The losses of
+        all parts therefore add up to the loss of the step.
         """
         return self.whole_batch or self
 

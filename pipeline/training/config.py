@@ -33,8 +33,8 @@ BEFORE_THE_SETTING = {
     "cooldown": 0.2,
     **dict.fromkeys(PENALTIES, 0.0),
 }
-"""Values of newer settings that older versions always used. States of older versions lack these settings, and so does
-the fingerprint."""
+"""Values of newer settings that older versions always used. Saved states of older versions lack these settings. The
+fingerprint therefore leaves out a newer setting that has this value."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,12 @@ class StepSettings:
     """Shape of the learning rate's decay after the warm-up. trapezoid: no decay until the cooldown, which is linear
     (arXiv 2405.18392). A finished training with trapezoid can be continued with more steps."""
     warmup: float = 0.05
-    """Length of the learning rate's warm-up: a share of all steps if it is below 1, otherwise a number of steps. The
-    decay trapezoid needs a number of steps, so that more steps do not change the warm-up."""
+    """Length of the learning rate's warm-up: a share of all steps if it is below 1, otherwise a number of steps. With
+    --training.decay trapezoid, it must be a number of steps, so that the warm-up stays the same if training is
+    continued with more steps."""
     cooldown: float = 0.2
-    """Length of the decay trapezoid: a share of all steps if it is below 1, otherwise a number of steps. With 0, the
-    learning rate stays at its peak."""
+    """Length of the cooldown with --training.decay trapezoid: a share of all steps if it is below 1, otherwise a number
+    of steps. With 0, the learning rate stays at its peak."""
     weight_decay: float = 0.1
     """Weight decay of matrices; vectors are not decayed."""
     gradient_clip: float = 1.0
@@ -70,10 +71,11 @@ class StepSettings:
     """Average of the weights over the steps, evaluated and saved instead of the last weights. none: the weights
     themselves. ema: exponential moving average. swa: mean of all steps with equal weights (arXiv 1803.05407)."""
     average_decay: float = 0.999
-    """Decay per step of the average ema. After n steps of the average, it is at most (1 + n) / (10 + n)."""
+    """Decay per step of the average ema. After n steps of the average, the decay is at most (1 + n) / (10 + n)."""
     average_from: float = 0.5
-    """Share of all steps before the average begins. Until then, the weights themselves are evaluated. The default
-    leaves the steps with large changes out of swa, and ema forgets its first steps in any case."""
+    """Share of all steps that are done before the average begins. During these steps, the weights themselves are
+    evaluated. The default leaves the first steps, in which weights change much, out of the average swa. The average ema
+    forgets its first steps with any value of this setting."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
@@ -91,8 +93,8 @@ class StepSettings:
     save_as: Literal["float32", "bfloat16"] = "float32"
     """dtype of the saved weights. Weights are rounded to this dtype before the last evaluation."""
     trackers: tuple[str, ...] = ()
-    """Experiment trackers that receive the metrics, in addition to metrics.jsonl. Give the names that accelerate uses:
-    tensorboard, wandb, mlflow, ..."""
+    """Experiment trackers that receive the metrics, in addition to metrics.jsonl. Give the names that accelerate uses,
+    for example tensorboard, wandb or mlflow."""
     seed: int = 0
     """Seed of the initial weights, the order of the data, and dropout."""
 
@@ -150,7 +152,7 @@ class TrainingConfig(StepSettings):
 
     @property
     def first_averaged(self) -> int:
-        """First step whose weights are in the average, from 1 to the last step."""
+        """Number of the first step whose weights enter the average, from 1 to `steps`."""
         return math.floor(self.average_from * self.steps) + 1
 
     @property
@@ -164,7 +166,7 @@ class TrainingConfig(StepSettings):
 
     @property
     def cooldown_steps(self) -> int:
-        """Number of steps in which the decay trapezoid falls to zero; 0 for other decays."""
+        """Number of steps at the end in which `trapezoid` lowers the learning rate to zero; 0 for other decays."""
         if self.decay != "trapezoid":
             return 0
         return int(self.cooldown) if self.cooldown >= 1 else round(self.cooldown * self.steps)
@@ -214,8 +216,8 @@ class DryRunSettings:
     """Settings of a dry run, which prints what a training costs and trains nothing."""
 
     dry_run: bool = False
-    """Print the cost of the training, and stop: parameters, FLOP, epochs, memory and hours. A few steps are done to
-    measure the speed, unless --gpu names a GPU."""
+    """Print the cost of the training instead of training: parameters, FLOP, epochs, memory and hours. The speed is
+    measured in a few steps, unless --gpu names a GPU."""
     gpu: Gpu | None = None
     """GPU for which --dry-run computes the hours. By default, the speed is measured on the devices of all processes."""
     gpus: int | None = None
@@ -230,7 +232,7 @@ class DryRunSettings:
             raise ValueError(f"`utilisation` must be above 0 and at most 1, not {self.utilisation}")
 
     def require_precision(self, config: StepSettings) -> None:
-        """Raise if hours are to be computed for a precision that is not that of the GPU's peak speed.
+        """Raise if `gpu` is set but training is not in bfloat16. Hours are computed from the peak speed in bfloat16.
 
         Raises:
             ValueError: if a GPU is named, and training is in float32.
@@ -284,11 +286,14 @@ class ObjectiveSettings:
     margin: float = 0.0
     """Add this many nats to every label: above 0 if labels are too low, below 0 if they are too high."""
     threshold: float | None = None
-    """Threshold of the objective mask in nats: tokens with e at or above it add no loss. By default, the mean of e."""
+    """Threshold of the objective mask in nats. Tokens whose e is not below the threshold add no loss. By default, the
+    mean of e over the labelled tokens."""
     level: float | None = None
-    """Level of the objectives flood-mean and iflood, in nats. By default, the mean of e."""
+    """With the objectives flood-mean and iflood, the level in their formulas, in nats. By default, the mean of e over
+    the labelled tokens."""
     gamma: float = 0.5
-    """With the objective adaflood, correction of the level b that replaces e, from 0 (b = e) to 1 (b = 0)."""
+    """Strength of the correction by the objective adaflood, which replaces e by the level b. With 0, b is e. With 1, b
+    is 0, and the objective is l."""
     share: float = 0.6
     """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
     label_smoothing: float = 0.0
@@ -333,7 +338,7 @@ class ObjectiveSettings:
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, except each newer setting whose value is the one in BEFORE_THE_SETTING."""
+    """Return the settings, without those that BEFORE_THE_SETTING lists with the same value."""
     return {
         name: value
         for name, value in settings.items()

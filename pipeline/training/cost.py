@@ -50,14 +50,15 @@ class Cost:
     predicts: bool = True
     """True if training computes a language-model loss."""
     compares: bool = False
-    """True if the loss compares all tokens of a step, which takes another forward pass with several batches or GPUs."""
+    """True if the loss compares all tokens of a step with each other. With several batches per step or several GPUs,
+    the comparison takes another forward pass."""
 
     def __post_init__(self) -> None:
         self.settings.require_precision(self.config)
 
     @property
     def gpus(self) -> int:
-        """Number of GPUs: that of the settings, or the number of processes."""
+        """Number of GPUs in the settings or, by default, the number of processes."""
         return self.settings.gpus or this_process().num_processes
 
     @property
@@ -93,7 +94,7 @@ class Cost:
 
     @property
     def positions_per_gpu(self) -> int:
-        """Largest number of positions of a batch that one GPU computes."""
+        """Number of positions of a batch that one GPU computes if the batch is full of the longest windows."""
         longest = self.epoch.longest.input_ids_BT.shape[1]
         rows = max(1, self.config.tokens_per_batch // longest)
         return -(-rows // self.gpus) * longest
@@ -145,11 +146,11 @@ class StepSpeed:
 
     tokens_per_second: float
     origin: str
-    """Origin of the speed, in words."""
+    """Description of how the speed was obtained, as text."""
 
 
 def probe_batch(batch: Batch, rows: int, tokens: int) -> Batch:
-    """Return a batch of equal rows, with the first tokens of `batch`."""
+    """Return a batch of `rows` equal rows, each with the first `tokens` tokens of the first row of `batch`."""
     ids_1T = batch.input_ids_BT[:1, :tokens]
     ids_BT = ids_1T.expand(rows, -1).contiguous()
     labels_BT = None if batch.labels_BT is None else torch.zeros(ids_BT.shape)
@@ -249,13 +250,13 @@ def _batches(cost: Cost) -> str:
 
 
 def _of_parts(cost: Cost) -> str:
-    """Return, in words, the compute of a step by part of the model."""
+    """Return the compute of a training step for each part of the model, as text."""
     step = {part: _number(flop * cost.tokens_per_step / TERA) for part, flop in cost.flop_per_token.items()}
     return ", ".join(f"{part} {tera}" for part, tera in step.items())
 
 
 def _memory(cost: Cost) -> str:
-    """Return, in words, the memory of a GPU with replicas, and with shards if there are several GPUs."""
+    """Return the memory that each GPU needs, as text. Several GPUs have two values: for replicas, and for shards."""
     gpus, states, activations = cost.gpus, sum(cost.state_bytes.values()), cost.activation_bytes
     parts = ", ".join(f"{name} {size / GIGA:,.3g}" for name, size in cost.state_bytes.items())
     if gpus == 1:

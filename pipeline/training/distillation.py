@@ -19,7 +19,7 @@ Rest = Literal["bucket", "spread"]
 
 
 class SparseTargets(NamedTuple):
-    """A teacher's distribution for each token: probabilities of a few ids, and the rest for all other ids.
+    """A teacher's distribution for each token: the probabilities of a few ids, and that of all other ids together.
 
     All probabilities of a token without a label are 0, and so are its loss and its gradient.
     """
@@ -94,9 +94,9 @@ class DistillationLoss:
 
 
 def _known(targets: SparseTargets, vocabulary: int) -> SparseTargets:
-    """Return the targets, with the probabilities of ids outside the vocabulary added to the rest.
+    """Move the probabilities of ids outside the student's vocabulary to `rest_N`, and return the new targets.
 
-    A teacher's head may have more rows than its tokenizer has ids.
+    There may be such ids because a teacher's head may have more rows than its tokenizer has ids.
     """
     known_NK = targets.ids_NK < vocabulary
     ids_NK = torch.where(known_NK, targets.ids_NK, targets.ids_NK[:, :1].clamp(max=vocabulary - 1))

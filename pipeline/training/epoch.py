@@ -28,7 +28,7 @@ class Epoch:
     """Windows of an epoch, or of a sample of its documents."""
 
     lengths_W: np.ndarray
-    """Number of tokens that a model reads in each window. It learns to predict the same number of tokens."""
+    """Number of tokens that a model reads in each window. The model learns to predict the same number of tokens."""
     positions_W: np.ndarray
     """Number of positions that each window takes in a batch. For packed windows, padding is included."""
     longest: Batch
@@ -36,8 +36,8 @@ class Epoch:
     sampled: int
     """Number of documents that the windows were cut from."""
     count: Callable[[], int] | None = None
-    """Function that returns the number of documents in the epoch, if the windows are those of a sample. None if they
-    are the windows of all documents."""
+    """Function that returns the number of documents in the epoch, if the windows were cut from a sample of them.
+    None if the windows were cut from all documents."""
     share: float = 1.0
     """Share of the documents that one model is trained on, below 1 with cross-validation folds."""
 
@@ -69,8 +69,9 @@ class Epoch:
     def of_labelled(cls, seen: LabelledDocuments, held_out: HeldWindows, sampled: int, tokens_per_batch: int) -> Self:
         """Return the epoch of labelled documents, which are packed into windows.
 
-        If the documents are a stream, the windows are `held_out`, those of the `sampled` held-out documents. The first
-        token of a window is not predicted, so `lengths_W` does not count it.
+        If `seen` is in memory, the epoch has all windows of `seen`. If `seen` is a stream, the windows are `held_out`,
+        which were packed from the held-out documents. `sampled` is the number of these documents. The first token of a
+        window is not predicted, so `lengths_W` does not count it.
         """
         windows, sampled = (seen.whole.windows, len(seen)) if seen.at_a_time is None else (held_out, sampled)
         count, size = windows.input_ids_T.shape
@@ -98,7 +99,10 @@ class Epoch:
         return self._batches(tokens_per_batch) * self._times
 
     def tokens_of_batch(self, tokens_per_batch: int) -> float:
-        """Return the mean number of tokens in a batch. The documents of a stream are not counted for this."""
+        """Return the mean number of tokens in a batch, computed from `lengths_W` and `positions_W` alone.
+
+        Unlike `batches`, this does not need the number of documents in a stream.
+        """
         return float(self.lengths_W.sum()) / self._batches(tokens_per_batch)
 
     @property

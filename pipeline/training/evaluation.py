@@ -53,7 +53,7 @@ def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> M
 def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Metrics:
     """Return the loss in nats per token without and with the cost of the embeddings, and bits per byte with this cost.
 
-    The cost is the size of the embeddings in float32. Bits per byte are missing if the documents came as tokens.
+    The cost is the size of the embeddings in float32. Bits per byte are missing if documents were given as token ids.
     """
     account = window_accounting(model, Codec("float32"), corpus, windowing)
     metrics = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}
@@ -67,7 +67,7 @@ class Accounting:
     tokens: int
     windows: int
     bytes: int | None
-    """UTF-8 bytes of the text; None for documents that came as tokens."""
+    """Number of UTF-8 bytes of the text; None if the documents were given as token ids."""
     token_nats: float
     """Code length of all tokens in nats. Embeddings of windows, if any, are not counted here."""
     stored_bits: int = 0
@@ -75,17 +75,17 @@ class Accounting:
 
     @property
     def loss(self) -> float:
-        """Nats per token, without the stored embeddings."""
+        """Code length in nats per token, without the stored embeddings."""
         return self.token_nats / self.tokens
 
     @property
     def normalized_loss(self) -> float:
-        """Nats per token with the stored embeddings, comparable with a causal model's loss (paper section 3)."""
+        """Nats per token, including stored embeddings. Comparable with the loss of a causal model (paper section 3)."""
         return (self.token_nats + self.stored_bits * math.log(2)) / self.tokens
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits per byte of text, with the stored embeddings; None for documents that came as tokens."""
+        """Bits per byte of text, including stored embeddings. None if the documents were given as token ids."""
         return None if self.bytes is None else (self.token_nats / math.log(2) + self.stored_bits) / self.bytes
 
 
@@ -118,7 +118,7 @@ def window_embeddings(model: WindowEncoder, corpus: Corpus, windowing: Windowing
 
 
 class Worth(NamedTuple):
-    """Nats per token that something saves: mean over documents, and half the width of its 95% confidence interval."""
+    """Saved nats per token: the mean over documents, and half the width of the 95% confidence interval of this mean."""
 
     mean: float
     error: float
@@ -126,7 +126,7 @@ class Worth(NamedTuple):
 
 @torch.no_grad()
 def embedding_worth(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Worth:
-    """Return how many nats per token the embeddings of windows save, compared with those of another document.
+    """Return how many nats per token the embeddings of windows save, compared with embeddings of another document.
 
     An embedding that has learned only what all text has in common saves nothing.
 
@@ -149,7 +149,11 @@ def embedding_worth(model: WindowEncoder, corpus: Corpus, windowing: Windowing) 
 
 
 def _saved(model: WindowEncoder, batch: Batch, own_BE: Tensor, other_NE: Tensor) -> float:
-    """Return the nats per token that a document saves by its own embeddings, compared with those of N other windows."""
+    """Return the nats per token that a document's own embeddings save, compared with embeddings of another document.
+
+    The B windows of `batch` are decoded with their own embeddings, and again with embeddings of N other windows. The
+    latter are repeated if N is below B.
+    """
     other_BE = other_NE[torch.arange(len(own_BE), device=own_BE.device) % len(other_NE)]
     own_BT, other_BT = (model.decode_losses(each, batch.input_ids_BT, batch.lengths_B) for each in (own_BE, other_BE))
     return (other_BT.double() - own_BT.double()).sum().item() / int(batch.lengths_B.sum())

@@ -32,13 +32,13 @@ VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
 
 class Part(NamedTuple):
-    """Stack of layers that every window passes through, and the linear layers at the same positions."""
+    """Part of a model: a stack of layers, and linear layers that are applied at every position of the stack."""
 
     name: str
     stack: PreTrainedModel
     linear: tuple[nn.Module, ...] = ()
     start: int = 0
-    """Number of positions beyond those of the window's tokens."""
+    """Number of positions in addition to one position per token of the window, for example for a start token."""
     passes: int = FORWARD_AND_BACKWARD
     """Cost of the forward and the backward pass together, in forward passes."""
 
@@ -70,7 +70,7 @@ def training_flop(
 
 
 def model_parts(model: PreTrainedModel) -> Iterator[Part]:
-    """Yield the parts of a model except its product with the vocabulary."""
+    """Yield the parts of a model. The product with the vocabulary is not part of any of them."""
     if isinstance(model, EntropyEstimator):
         yield Part("encoder", model.encoder, (model.down,))
         if model.below is not None:
@@ -134,7 +134,10 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 
 
 def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
-    """Return the cost of a step's products with the vocabulary, as a multiple of one product in the forward pass."""
+    """Return the cost of all products with the vocabulary in a training step.
+
+    The unit is the cost of a single product, of all states with the head [V, D].
+    """
     if isinstance(model, SecondOrderModel) and model.config.form == "residual":
         return FORWARD_AND_BACKWARD + 2  # once more in the backward pass, and once for the entropies of predictions
     if isinstance(model, PretrainedEstimator):  # the head itself is trained only with the whole language model
@@ -143,7 +146,7 @@ def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:
-    """Return the number of a model's parameters in token embeddings, and the number of all others."""
+    """Return the number of a model's parameters in token embeddings, and the number of its other parameters."""
     embeddings = [layer.weight for layer in model.modules() if isinstance(layer, nn.Embedding)]
     in_embeddings = sum(weight.numel() for weight in {id(weight): weight for weight in embeddings}.values())
     return in_embeddings, sum(parameter.numel() for parameter in model.parameters()) - in_embeddings

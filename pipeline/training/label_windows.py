@@ -77,9 +77,10 @@ def _window(made: Provenance, context: int | None, longest: int | None) -> int:
 def _start(made: Provenance, member: Checkpoint | None, named: str | None) -> int | None:
     """Return the id of the token to read before each window; None for a learned vector.
 
-    A second-order model keeps its own. For a causal language model, the token is the requested one or, by default, the
-    token that annotation read. If annotation read none or used another tokenizer, it is the token that the checkpoint
-    declares.
+    `member` is the checkpoint to start from. A second-order model keeps the token or vector that it was trained with.
+    For a causal language model, the token is the requested one, `named`. By default, it is the token that annotation
+    read before each window. If annotation read no such token, or used another tokenizer, the default is the token that
+    the checkpoint declares.
     """
     if member is None or member.kind != "causal":
         if named is not None:

@@ -110,11 +110,12 @@ class ObjectiveLoss:
 
 
 def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
-    """Return both outputs' mean squared errors, added up, plus `causal_weight` times the language-model loss.
+    """Return the sum of the two outputs' mean squared errors, plus `causal_weight` times the language-model loss.
 
-    The seeing output learns the labels. The expecting output learns the expected entropies or, if the batch has no
-    expected entropies, the labels too. The squared errors are in units of the labels' variance, and ignore padding and
-    tokens without a label. The language-model loss is the model's own cross-entropy, in nats per real token.
+    The seeing output, which has read the token, learns the labels. The expecting output, which reads only the tokens
+    before, learns the expected entropies. If the batch has no expected entropies, both outputs learn the labels. The
+    squared errors are in units of the labels' variance. Padding and tokens without a label are ignored. The
+    language-model loss is the model's own cross-entropy, in nats per real token.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())

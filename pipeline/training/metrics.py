@@ -34,9 +34,9 @@ def evaluations(output: Path) -> list[Metrics]:
 
 
 def best_evaluation(output: Path) -> Metrics | None:
-    """Return the metrics of the evaluation with the lowest held-out loss, or None if that is the last evaluation.
+    """Return the metrics of the evaluation with the lowest held-out loss.
 
-    It is also None if the metrics have no `held_out_loss`.
+    Return None if this is the last evaluation, or if no evaluation has a `held_out_loss`.
     """
     found = [metrics for metrics in evaluations(output) if "held_out_loss" in metrics]
     best = min(found, key=lambda metrics: metrics["held_out_loss"], default=None)

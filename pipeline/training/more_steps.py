@@ -1,10 +1,10 @@
-"""More steps for a finished training: what a finished output keeps, and the way back to an unfinished one.
+"""More steps for a finished training: files that its output keeps, and the function that makes it unfinished again.
 
-Only the decay trapezoid can be continued: with other decays, every step depends on the number of all steps. A finished
-output keeps the run's settings, and the state of its `TrainingConfig.lasting_step`, in a folder of their own, which is
-no part of the checkpoint and its digest. A command with the same settings and more steps continues from this state, to
-the same bits as if the training had had this number of steps from the beginning. The finished model stays in the output
-until the next one replaces it.
+Only a training with the decay trapezoid can be continued. With other decays, every step depends on the number of all
+steps. A finished output keeps the run's settings and the state of `TrainingConfig.lasting_step` in the folder
+`continue`, which is no part of the checkpoint and its digest. A command with the same settings and more steps continues
+from this state. The result is bit-identical to a training that had this number of steps from the beginning. The
+finished model stays in the output until the new model replaces it.
 """
 
 import json
@@ -22,10 +22,10 @@ FOLDS = "fold-*-of-*"
 
 
 def set_aside(output: Path, *files: Path) -> None:
-    """Move files of a finished training, its settings or its lasting state, into the folder that keeps them.
+    """Move the settings and a saved state of a finished training into the folder `continue` of its output.
 
-    Files that do not exist are skipped. If the training has folds, the states are in the folders of the folds, and the
-    settings are in the folder above.
+    Files that do not exist are skipped. If the training has cross-validation folds, the output of each fold has only a
+    state, and the folder above has only the settings.
     """
     for file in files:
         if file.is_file():
@@ -34,17 +34,19 @@ def set_aside(output: Path, *files: Path) -> None:
 
 
 def reopen(settings: Path, requested: Mapping[str, Any], training: TrainingConfig, state: str) -> None:
-    """Make a finished training unfinished again, with more steps.
+    """Turn a finished training into an unfinished one, so that training can resume and do more steps.
 
     Args:
-        settings: file in the output that holds the settings of an unfinished training. This function writes it.
-        requested: all settings that the model depends on, by name. The entry `training` has those in `training`.
+        settings: path of the file in the output that holds the settings of an unfinished training. The file is written
+            by this function.
+        requested: all settings that the model depends on, by name. The entry `training` has the values of `training`.
         training: settings of the requested training.
-        state: format string for the name of a state's file, with the field `step`.
+        state: format string for the name of a saved state, with the field `step`.
 
     Raises:
-        ValueError: if the finished training had other settings or at least as many steps, if its state is gone, or if
-            its state holds an average of the weights that began too early for the requested training.
+        ValueError: if the settings of the finished training differ in anything but the number of steps; if it had at
+            least as many steps as requested; if its saved state is gone; or if the average of the weights in the state
+            began too early for the requested training.
     """
     output = settings.parent
     before = _read(output / CONTINUED / settings.name)
@@ -94,11 +96,14 @@ def _without_steps(name: str, value: Any) -> Any:
 
 
 def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
-    """Raise if the kept state holds an average of the weights that the requested training would not have at its step.
+    """Check that the requested training can continue the average of the weights in the kept state.
+
+    `last` has the settings of the finished training. The number of all steps determines the step at which the average
+    begins, so this step differs if more steps are requested.
 
     Raises:
-        ValueError: if the requested average begins later than the average of the finished training, but no later than
-            the step of the state.
+        ValueError: if the requested average begins later than that of the finished training, but not after the step of
+            the kept state.
     """
     state, begins = last.lasting_step or 0, training.first_averaged
     if training.average == "none" or begins == last.first_averaged or begins > state:

@@ -30,7 +30,10 @@ Nats = TypeVar("Nats", float, Tensor)
 
 @dataclass(frozen=True)
 class StepObjective:
-    """Objective that compares all tokens of a step; a token's value is its factor times (loss - level)."""
+    """Objective that compares all tokens of a step with each other.
+
+    The comparison gives each token a factor. The value to minimise for a token is factor * (loss - level).
+    """
 
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
     """Function that takes (losses, entropies, real) of all tokens of the step, in any shape, and returns factors of the
@@ -38,11 +41,11 @@ class StepObjective:
     level: float = 0.0
 
     def __call__(self, losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-        """Return the values to minimise [B, T], if these tokens are all tokens of the step."""
+        """Return the values to minimise, [B, T]. The arguments must have all tokens of the step."""
         return self.with_factors(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
 
     def with_factors(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
-        """Return the values to minimise [B, T] for some of the step's tokens, given the factors of these tokens."""
+        """Return the values to minimise, [B, T], for some of the step's tokens with known factors."""
         return factors_BT * (losses_BT - self.level)
 
 
@@ -129,7 +132,7 @@ def probability(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Ten
 
 
 def cross_entropy(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return l itself, as the control without labels."""
+    """Return the loss l unchanged. This is plain cross-entropy, the control that uses no labels."""
     return losses_BT
 
 

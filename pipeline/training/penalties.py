@@ -1,9 +1,9 @@
 """Penalties of a prediction that need no label, added to the values of any objective: regularisers without a teacher.
 
-Each penalty is a function of sums over the vocabulary that are computed along with the cross-entropy l, and l itself
-stays the plain cross-entropy. Training minimises the mean of objective plus penalties over the predicted tokens.
+Each penalty is a function of sums over the vocabulary, which are computed along with the cross-entropy l. Penalties do
+not change l itself. Training minimises the sum of objective and penalties, averaged over the predicted tokens.
 
-V vocabulary.
+V vocabulary, q distribution that the model predicts for a token.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,9 @@ from pipeline.models.cross_entropy import LogitSums
 from pipeline.training.config import ObjectiveSettings
 
 Penalty = Callable[[LogitSums], Tensor]
-"""Function of the sums of each token. It returns the values to add to those of the objective, of the same shape."""
+"""Function that takes the `LogitSums` of tokens and returns a penalty per token, to add to the objective's values.
+
+The result has the shape of each sum."""
 
 
 def penalty_function(settings: ObjectiveSettings) -> Penalty | None:
@@ -32,15 +34,17 @@ def penalty_function(settings: ObjectiveSettings) -> Penalty | None:
 
 
 def smoothing(sums: LogitSums) -> Tensor:
-    """Return the mean of -ln q(v) over the V ids v, minus l (label smoothing, Szegedy et al. 2016, arXiv 1512.00567).
+    """Return the mean of -ln q(v) over all ids v, minus l (label smoothing, Szegedy et al. 2016, arXiv 1512.00567).
 
-    l plus eps times this is the cross-entropy with the target (1 - eps) one-hot + eps / V, as in torch.
+    q is the predicted distribution, and l the plain cross-entropy of the token. The sum of l and eps times the returned
+    value is the cross-entropy with a smoothed target, as in torch. The smoothed target is 1 - eps times the one-hot
+    target, plus eps / V for each of the V ids.
     """
     return sums.logsumexp - sums.mean_logit - sums.losses
 
 
 def confidence(sums: LogitSums) -> Tensor:
-    """Return the negative entropy of q in nats (confidence penalty, Pereyra et al. 2017, arXiv 1701.06548)."""
+    """Return minus the prediction's entropy in nats (confidence penalty, Pereyra et al. 2017, arXiv 1701.06548)."""
     return -sums.entropies
 
 

@@ -1,11 +1,13 @@
-"""Resuming interrupted training: the run's folder, its saved states, and the signal that stops it between two steps.
+"""Resuming interrupted training: the run's folder, its saved states, and the signal that stops a run between two steps.
 
 During training, the folder holds the run's settings and its newest states. A command that resumes the run must have
-the same settings. A state is a safetensors file with the weights, their average if there is one, the optimizer's
-tensors and a `TrainingState`.
-Tensors are stored unsharded, so that any number of processes can load them. Schedulers and clusters send SIGTERM before
-they kill a process; the run then saves a state and ends. The finished model replaces the settings and the states, of
-which `more_steps` sets one aside.
+the same settings. A state is a safetensors file with the weights, the optimizer's tensors and a `TrainingState`. If
+weights are averaged, the state also has the average. Tensors are stored unsharded, so that any number of processes can
+load them.
+
+Schedulers and clusters send SIGTERM before they kill a process. After this signal, the run saves a state and ends. The
+finished model replaces the settings and the states. If the training can be continued with more steps, `more_steps`
+keeps the settings and one of the states in a folder of their own.
 """
 
 import json
@@ -115,7 +117,9 @@ def begin(output: Path, settings: Mapping[str, Any], training: TrainingConfig | 
 
 
 def finish(output: Path, lasting: int | None = None) -> None:
-    """Remove settings, states and files that a killed process left unfinished. The model must already be saved.
+    """Remove a run's settings and states, and files that a killed process left unfinished.
+
+    The model must already be saved.
 
     Unless `lasting` is None, the settings and the state of the step `lasting` are set aside first, so that the finished
     training can be continued with more steps.

@@ -21,16 +21,16 @@ STEEPNESS = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class TokenDropout:
-    """Rule that selects the tokens to hide at each step.
+    """Rule that selects, at each step, the tokens that are hidden from the model.
 
     Raises:
-        ValueError: if the largest share is not above 0 and at most 1.
+        ValueError: if `most` is 0 or less, or above 1.
     """
 
     threshold: float
     """Label in nats below which a token may be hidden. Tokens without a label are always read."""
     most: float
-    """Share of the tokens with labels below the threshold that is hidden at the end of training."""
+    """Largest share of hidden tokens among the tokens with labels below `threshold`, reached at the end of training."""
     steps: int
     """Number of batches of the training. The share rises from 0 to `most`, and is half of `most` halfway."""
     hidden: int
@@ -42,7 +42,7 @@ class TokenDropout:
             raise ValueError(f"the share of hidden tokens must be above 0 and at most 1, not {self.most}")
 
     def share_at(self, step: int) -> float:
-        """Return the share of tokens with low labels that is hidden at a step, counted from 0."""
+        """Return the share of hidden tokens among the tokens with labels below `threshold`. The first step is 0."""
         return self.most / (1 + math.exp(-STEEPNESS * (step / self.steps - 0.5)))
 
     def __call__(self, batch: Batch, step: int) -> Batch:

@@ -51,7 +51,7 @@ class Rules:
 
     @property
     def required(self) -> frozenset[str]:
-        """Columns that a shard cannot lack: `entropy`, and `input_ids` unless the dataset was written without them."""
+        """Columns that a shard must have: `entropy`, and `input_ids` if the dataset was written with token ids."""
         has_tokens = not self.provenance.sidecar and INPUT_IDS in (self.columns or (INPUT_IDS,))
         return frozenset((ENTROPY, INPUT_IDS) if has_tokens else (ENTROPY,))
 
@@ -128,7 +128,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
     """Return the counts of a shard, and check each batch of rows.
 
     With `every_column`, columns of the source are read too, so that damage to these columns is found. Otherwise, only
-    the columns that annotation adds are read, and damage to others is found by the digest in the receipt.
+    the columns that annotation adds are read. Damage to other columns is then found by the digest in the receipt.
     """
     schema = inspect_shard(file).schema
     if not every_column:
@@ -137,7 +137,7 @@ def _counted(file: File, rules: Rules, *, every_column: bool) -> Counts:
 
 
 def count_rows(batches: Iterable[pa.RecordBatch]) -> Counts:
-    """Return totals of annotated rows: numbers of rows, tokens and labels, and sum and histogram of the labels."""
+    """Return totals of annotated rows: counts of rows, tokens and labels, and the sum and histogram of the labels."""
     counts = Counts()
     for batch in batches:
         labels_N = batch.column(ENTROPY).flatten().drop_null().to_numpy()
@@ -213,7 +213,11 @@ def _lengths(lists: pa.Array) -> np.ndarray:
 
 
 def _rows_with(wrong: np.ndarray, length_B: np.ndarray) -> np.ndarray:
-    """Return an array [B] that is True for rows with at least one wrong token, [N], or number of a token, [N, K]."""
+    """Return an array [B] that is True for each row with at least one wrong token.
+
+    `wrong` is True for each wrong token [N] or each wrong value [N, K], with K values per token. N counts the tokens of
+    all rows. `length_B` has the number of tokens of each row.
+    """
     wrong_N = wrong if wrong.ndim == 1 else wrong.any(axis=1)
     running = np.append(0, np.cumsum(wrong_N))
     ends_B = np.cumsum(np.maximum(length_B, 0))

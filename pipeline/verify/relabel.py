@@ -34,8 +34,9 @@ from schemas.annotations import (
 
 MOST_TOKENS = 4096  # most tokens of a document that are labelled again, from its beginning
 COMPARED = (*ENTROPY_COLUMNS, TOP_LOGPROBS)
-"""Columns whose values change only by rounding. Ranks and ids may change where probabilities are nearly equal, and
-`rest_logprob` where it is a small difference of large numbers."""
+"""Columns to compare. Their values change only by rounding when documents are labelled again. The remaining columns may
+change more: ranks and ids if probabilities are nearly equal, and `rest_logprob` if it is a small difference of large
+numbers."""
 TOLERANCE: Mapping[Dtype, float] = {"float32": 1.5 * ROUNDING_NATS, "bfloat16": 0.125}
 """Largest tolerated difference in nats, by data type. In float32, the tolerance applies to every label, and covers half
 a rounding step of the stored labels and the effect of another order of summation. In bfloat16, the tolerance applies to

@@ -68,7 +68,7 @@ def _command(module: str, flags: Mapping[str, object], end: str) -> str:
 
 
 def _join_flags(plan: Plan, stored: Stored, records: Records) -> dict[str, object]:
-    """Return the settings of a join as flags, except the labels, of which the plan has only the digest."""
+    """Return the settings of a join as flags. The labels are left out, because the plan has only their digest."""
     counts = total(each for receipts in records.receipts.values() for each in receipts).counts
     kept = counts.rows_changed + counts.rows_unmatched
     column = plan.provenance.text_column
@@ -114,7 +114,10 @@ def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, 
 
 
 def _is_incomplete(flags: Mapping[str, object], plan: Plan) -> bool:
-    """Return True if the checkpoint's folder, a start token, or a chosen configuration or split is not in `flags`."""
+    """Return True if `flags` lack a setting of the run, because its value is not known.
+
+    The setting may be the folder of a checkpoint, a start token, or the chosen configuration or split of an input.
+    """
     run = plan.provenance
     lacks_folder = not flags["estimator"] and run.model != SHIPPED_MODEL
     starts = (run.start_token, *(member.start_token for member in run.members))
@@ -145,7 +148,11 @@ def _receipts_of(stored: Stored, shards: Collection[str]) -> Iterator[Path]:
 
 
 def _moved(file: Path, target: Path, shards: Collection[str]) -> Path:
-    """Move a file to `target` and return the target. Receipts of other shards stay in the original file."""
+    """Move a file to `target`, and return `target`.
+
+    If the file also has receipts of shards that are not among `shards`, it is copied to `target` instead. The receipts
+    of `shards` are then removed from the original file.
+    """
     kept = [line for line in _lines(file) if _shard(line) not in shards] if file.suffix == ".jsonl" else []
     target.parent.mkdir(parents=True, exist_ok=True)
     if kept:

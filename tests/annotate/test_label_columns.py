@@ -1,4 +1,4 @@
-"""Columns of labels chosen by --label-columns, from the flag to a dataset that others load."""
+"""Columns of labels that are chosen with --label-columns, from the flag to a dataset that other libraries load."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,6 +1,6 @@
-"""Likeliest and sampled ids of each token, from --top-k and --sampled-ids to a dataset that others load.
+"""Most probable ids (--top-k) and sampled ids (--sampled-ids) for each token, in a dataset that other libraries load.
 
-N tokens, V vocabulary, K likeliest ids, S sampled ids.
+N tokens, V vocabulary, K most probable ids, S sampled ids.
 """
 
 import json
@@ -186,7 +186,7 @@ def test_draws_depend_neither_on_the_batch_nor_on_the_shard(
 ) -> None:
     """The second run reads the documents in reverse order, in shards of two.
 
-    It ends at a limit and is resumed with a larger limit.
+    This run first ends at a limit, and is then resumed with a larger limit.
     """
     texts = [*sample_texts(5, 300), ""]
     flags = (*FLAGS, "--batch-invariant", "--dtype", "float32", "--workers", 0, "--method", "causal")

@@ -1,4 +1,4 @@
-"""A line of the report, and times that are measured so that they can be compared."""
+"""Figures that a benchmark prints, each on one line with its target, and the timing of several functions in turns."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import torch
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured number, and the target that it must reach at least or at most."""
+    """A measured number with its target. The target is a minimum, a maximum or missing."""
 
     what: str
     value: float

@@ -43,7 +43,7 @@ BATCH_TOKENS = 2**14
 
 @dataclass(frozen=True)
 class HostPath:
-    """A measurement of the host path: the documents in words, the speed, and the stages' shares."""
+    """Measurement of the host path: a description of the documents, the speed, and the share of each stage."""
 
     text: str
     tokens_per_second: float
@@ -100,7 +100,10 @@ class FreeLabels:
 
 
 def tokens_a_second(job: Run, units: Sequence[Unit]) -> float:
-    """Return the tokens per CPU second of all units except the first, from their rows to their receipts."""
+    """Annotate all units, from reading the rows to writing the receipts, and return the tokens per CPU second.
+
+    The first unit is not counted.
+    """
     annotator = with_tokenizers(job, (FreeLabels(),))
     annotator.annotate(units[0])
     started = time.process_time()

@@ -1,8 +1,12 @@
 """Speed of the label methods.
 
-One estimator labels by the published procedure, exactly at all positions, exactly at a sample of positions, and as a
-second-order model. A second estimator of the same sizes adds its embedding to the logits and labels exactly. The cost
-of a causal model's further columns is measured, and that of exact labels of an estimator around the model.
+One estimator labels by the paper's procedure, by the exact method at all positions, and by the exact method at a sample
+of positions. A second-order model that is made from this estimator labels in one pass. A second estimator of the same
+sizes adds its embedding to the logits, and labels by the exact method.
+
+A causal language model writes surprisals alone, and surprisals with further columns. An estimator around this language
+model labels by the exact method. The times of the further columns and of this estimator are compared with the time of
+the surprisals alone.
 
 B windows, T tokens.
 """
@@ -37,12 +41,14 @@ SHARE = 0.05
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of the models, and the windows or positions that each method labels. Times are compared per window.
+    """Sizes of the models, and the number of windows or positions that each method labels.
 
-    The published procedure labels evenly spread positions, because each position costs the same two full-length passes.
-    It runs one position at a time, as published, and also eight at a time, the fastest of 1, 4, 8 and 32 on a CPU. A
-    sample of positions is timed on many windows, because its number of positions varies: 64 windows of 256 tokens have
-    102 +- 10 runs of 8 positions.
+    Times are compared per window. The paper's procedure labels only evenly spread positions, because every position
+    costs two passes over the full length. It labels one position at a time, as in the paper, and in a second
+    measurement eight positions at a time. On a CPU, eight was the fastest of 1, 4, 8 and 32.
+
+    A sample of positions is timed on many windows, because the number of sampled positions varies between windows. In
+    64 windows of 256 tokens, the sample makes 102 +- 10 runs of 8 positions.
     """
 
     context: int = 256
@@ -121,9 +127,10 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
 
 
 def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
-    """Yield the cost of a causal model's further columns, and of exact labels of an estimator around it.
+    """Yield the time of each label column of a causal model, and of exact labels, relative to surprisals alone.
 
-    The model has SmolLM2-135M's sizes, random weights, and the precision that `auto` selects.
+    The columns are computed together with the surprisals. The exact labels are those of an estimator around the model.
+    The model has SmolLM2-135M's sizes, random weights, and the precision that `--dtype auto` selects.
     """
     width, vocabulary = size.causal_width, size.causal_vocabulary
     config = llama_config(

@@ -1,7 +1,8 @@
-"""Speed of SmolLM2's surprisals of whole documents: ours from text to labels, and lm-eval's `loglikelihood_rolling`.
+"""Speed of SmolLM2's surprisals of whole documents: this project against lm-eval's `loglikelihood_rolling`.
 
-Both use one thread, the same precision and the same documents, none longer than a window. lm-eval's softmax is set to
-float32, because its totals are wrong by 0.6% in bfloat16.
+This project is timed from text to labels. Both programs use one thread, the same precision and the same documents, none
+of them longer than a window. lm-eval's softmax is set to float32, because lm-eval's totals are wrong by 0.6% if the
+softmax is in bfloat16.
 """
 
 import os
@@ -102,9 +103,9 @@ def _ours(folder: Path, texts: Sequence[str], dtype: Dtype) -> Totals:
 
 
 def _theirs(folder: Path, texts: Sequence[str], dtype: Dtype) -> Totals:
-    """Return a function that computes the totals with lm-eval, one document at a time.
+    """Return a function that computes the total nats of each document with lm-eval.
 
-    This is lm-eval's default, and faster on a CPU than padded batches.
+    lm-eval computes one document at a time, which is its default. On a CPU, this is faster than padded batches.
     """
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM

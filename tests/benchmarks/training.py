@@ -1,6 +1,6 @@
-"""Time of a training step with several objectives against cross-entropy, and of the training loop against bare steps.
+"""Times of training: a step with several objectives against cross-entropy, and the training loop against bare steps.
 
-All of them use the same model and the same batches, and run in turns.
+Each comparison uses the same model and the same batches, and its functions run in turns.
 """
 
 from collections.abc import Callable, Iterator
@@ -71,7 +71,7 @@ def tokens_of(size: Size) -> int:
 
 
 def autocast(size: Size, device: torch.device) -> torch.autocast:
-    """Return the context for the forward pass of bare steps, in the precision that the training loop uses too."""
+    """Return a context that runs the forward pass of bare steps in the precision of the training loop."""
     return torch.autocast(device.type, torch.bfloat16, enabled=size.precision == "bf16")
 
 
@@ -88,14 +88,17 @@ def bare(size: Size, device: torch.device) -> None:
 
 
 def looped(size: Size) -> None:
-    """Train with the training loop on the same batches. It saves its state at the end."""
+    """Train with the project's training loop, on the same batches as `bare`. The loop also saves a state at the end."""
     config = TrainingConfig(steps=size.steps, evaluate_every=size.steps, precision=size.precision)
     with TemporaryDirectory() as folder:
         train(model_of(size), batches(size), LOSS, lambda trained: {}, config, Path(folder))
 
 
 def batches(size: Size) -> Iterator[Batch]:
-    """Yield the batches of a training. Each is made when it is taken, in bare steps and in the loop alike."""
+    """Yield the batches of a training run. A batch is made when the next one is requested.
+
+    The times of bare steps and of the training loop therefore both include the making of the batches.
+    """
     generator = np.random.default_rng(0)
     for _ in range(size.steps):
         ids_BT = torch.from_numpy(generator.integers(size.vocabulary, size=(size.windows, size.context + 1)))

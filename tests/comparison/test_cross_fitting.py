@@ -63,7 +63,10 @@ def test_teachers_of_a_fold_label_as_their_mixture(tmp_path: Path) -> None:
 
 
 def _labelled(seen: Corpus, places: list[Path]) -> np.ndarray:
-    """Return the nats of each token from the model of its document's fold, which reads one document at a time."""
+    """Return the loss in nats of each token, computed by the model for the fold of the token's document.
+
+    `places` are the folders of the models, one per fold. A model reads one document at a time.
+    """
     models = [load_best(each) for each in places]
     documents = [Corpus.of([tokens_N]) for tokens_N in seen.by_document(seen.tokens_N)]
     return np.concatenate(

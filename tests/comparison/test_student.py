@@ -1,6 +1,7 @@
-"""Students of a study.
+"""Students of a study: the small language models that are trained with each method.
 
-Trials differ as their settings and seeds do, are not repeated, and are evaluated document by document.
+Trials with different settings or seeds give different models. A finished trial is not trained again. Losses are
+computed for each document.
 """
 
 from dataclasses import replace

@@ -1,6 +1,7 @@
-"""Documents read in blocks.
+"""Stream of documents, which are read in blocks.
 
-Each document is in one block, and only sizes decide in which. Blocks are prepared ahead and shared among processes.
+Each document is in exactly one block, which depends only on the sizes of the documents before it. The next block is
+prepared ahead. Several processes may share the work on each block.
 """
 
 import threading

@@ -1,4 +1,7 @@
-"""The number of documents with text that the tokenizer drops or does not know, compared with their decoded tokens."""
+"""Count of documents with text that a tokenizer drops or replaces by its unknown token.
+
+A document should be counted if its tokens do not decode to its text.
+"""
 
 from collections.abc import Callable
 

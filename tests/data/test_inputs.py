@@ -1,4 +1,4 @@
-"""Inputs of documents: the same rule decides which files are data on a disk, behind URLs and on the Hub."""
+"""Selection of the files that hold documents: the same rules apply on a disk, behind URLs and on the Hub."""
 
 import re
 from collections.abc import Iterator, Sequence

@@ -1,6 +1,7 @@
-"""Objects of a JSON file.
+"""Objects of a JSON file, which has either one object per line or a single array of objects.
 
-They are the same in any layout of lines or of an array. Any other content is refused with the number of its line.
+The objects are the same in any layout of white space. A file with other content is refused, and the error names the
+line of this content.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""JSON as rows: objects with any values become rows, and any range of rows reads the same."""
+"""JSON files as rows: objects with any values become rows, and a range of rows equals that range of the whole file."""
 
 import hashlib
 import io

@@ -77,12 +77,13 @@ ENCODINGS = (
     {"use_dictionary": False},
     {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}},
 )
-"""Settings of a writer: a repeated value is stored once, each time, or as an empty difference from the one before."""
+"""Settings of a Parquet writer. With the first, a repeated value is stored once. With the second, it is stored in every
+row. With the third, each repetition is stored as an empty difference from the value before."""
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, encoding: dict[str, Any]) -> None:
-    """One text is long among short ones. Another one is repeated in many rows, which may be stored in little space."""
+    """One long text is among short texts. Another long text is in many rows, and an encoding may store it only once."""
     texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **encoding)
     parts = read(found(tmp_path / "a.parquet"))
@@ -120,7 +121,7 @@ def test_views_are_read_as_plain_types(tmp_path: Path) -> None:
 
 
 def test_batches_of_views_are_as_large_as_others(tmp_path: Path) -> None:
-    """`nbytes` of a slice of views counts the whole array's bytes, so batches measured by it would be too small."""
+    """`nbytes` of a slice of views counts the bytes of the whole array. Batches bounded by this would be too small."""
     table = pa.table({"text": pa.array([f"{row} " * 30_000 for row in range(100)])})
     pq.write_table(table, tmp_path / "plain.parquet")
     pq.write_table(table.cast(pa.schema([("text", pa.string_view())])), tmp_path / "views.parquet")
@@ -156,7 +157,7 @@ def test_a_column_that_one_file_lacks_is_damage_and_names_the_file(tmp_path: Pat
 
 @pytest.mark.parametrize("checksums", [True, False])
 def test_pages_with_checksums_are_verified(tmp_path: Path, checksums: bool) -> None:
-    """In a plain page without compression, a changed byte makes another text that only a checksum reveals."""
+    """A changed byte in an uncompressed page makes a different valid text. Only a checksum reveals this damage."""
     path, plain = tmp_path / "a.parquet", {"use_dictionary": False, "compression": "none"}
     pq.write_table(pa.table({"text": ["a plain text"]}), path, write_page_checksum=checksums, **plain)
     assert texts_of(read(found(path))) == ["a plain text"]
@@ -169,7 +170,10 @@ def test_pages_with_checksums_are_verified(tmp_path: Path, checksums: bool) -> N
 
 
 def test_a_footer_with_damaged_columns_does_not_end_the_process(tmp_path: Path) -> None:
-    """pyarrow's metadata of a column ends the process for some bytes, so this test reads in another process."""
+    """For some damaged bytes, pyarrow would end the process if it were asked for a column's metadata.
+
+    The test therefore reads in another process.
+    """
     path = tmp_path / "a.parquet"
     lists = [[row] * (row % 3) for row in range(50)]
     pq.write_table(pa.table({"text": ["text"] * 50, "input_ids": lists}), path)
@@ -244,7 +248,7 @@ def rows_read(texts: list[str], file: Path, monkeypatch: pytest.MonkeyPatch, **e
 def test_rows_that_repeat_a_long_value_are_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: dict[str, Any]
 ) -> None:
-    """A value is stored once, however many rows repeat it, so that the row group seems small."""
+    """A value that many rows repeat may be stored only once. The row group of large rows then seems small."""
     monkeypatch.setattr(parquet, "BYTES_READ", 24 * 10**6)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 2**40)
     (size,) = rows_read(["x" * 10**6] * 70, tmp_path / "a.parquet", monkeypatch, **encoding)

@@ -1,4 +1,4 @@
-"""Rows with an empty or too long document: they are kept, counted and warned of once, in every format."""
+"""Rows with an empty or too long document, in every format: they are kept and counted, and one warning is logged."""
 
 import gzip
 import io
@@ -97,7 +97,7 @@ TOKEN_KINDS = st.sampled_from([pa.list_(pa.int32()), pa.large_list(pa.int64())])
 
 
 def rows_of(file: Path, column: Column) -> tuple[list[dict[str, object]], int]:
-    """Return all rows, and the number of those that were too long."""
+    """Return all rows of a file, and the number of rows whose document is too long."""
     (found,) = find_files([str(file)])
     schema = unified([inspect_file(found, column)], [found], column)
     batches = list(read_rows(found, 0, 10**6, schema, column))

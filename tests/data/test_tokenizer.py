@@ -137,7 +137,10 @@ def test_ids_are_counted_up_to_the_highest_even_if_some_are_skipped(folder: Path
 
 
 def with_parts(folder: Path, target: Path, **parts: object) -> Path:
-    """Copy a tokenizer with some parts replaced; settings of the model are merged with its own."""
+    """Copy the `tokenizer.json` of `folder` to `target`, with some sections replaced by `parts`.
+
+    The section `model` is not replaced as a whole: only the settings that `parts` names are changed in it.
+    """
     found = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = {**found["model"], **parts.pop("model", {})}  # type: ignore[dict-item]
     (target / "tokenizer.json").write_text(json.dumps({**found, **parts, "model": model}), encoding="utf-8")
@@ -157,7 +160,10 @@ def test_dropout_of_merges_is_turned_off_and_reported_once(
 
 
 def test_unigram_never_samples(tmp_path: Path) -> None:
-    """Unigram can sample, but tokenizer.json has no settings for it. Such settings in the file are ignored."""
+    """The Unigram model can sample tokens, but the format of tokenizer.json has no settings for sampling.
+
+    Settings of this kind in a file must be ignored.
+    """
     pieces = [["<unk>", 0.0], ["a", -1.0], ["aa", -1.1], ["aaa", -1.2]]
     model = {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": False, "alpha": 0.1, "nbest_size": 9}
     made = {"version": "1.0", "added_tokens": [], "model": model}

@@ -1,6 +1,7 @@
-"""Section `checkpoints`: models of the shipped sizes are trained on a file of text in the remaining minutes.
+"""Section `checkpoints` of the device measurements: train models of the shipped sizes in the minutes that are left.
 
-The training jobs need cyclopts. A checkpoint is written next to the file of lines, in files of at most 8 MB each.
+The models are trained on a file of text. The training jobs need cyclopts. A checkpoint is written to the folder of the
+measurements' log, in files of at most 8 MB each.
 """
 
 import subprocess

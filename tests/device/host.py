@@ -16,7 +16,10 @@ def section(log: Log, sizes: Sizes, _: Device) -> None:
 
 
 def _host(log: Log, sizes: Sizes) -> Figures:
-    """Return one core's tokens per second with labels that cost nothing, and the cores that keep each model busy."""
+    """Return the tokens per second of one core if labels cost nothing, and the number of cores that each model needs.
+
+    With this number of cores, the device never waits for tokens.
+    """
     with TemporaryDirectory() as folder:
         path = measured(Path(folder), sizes.host_documents)
     found: Figures = {"text": path.text, "tokens/s a core": path.tokens_per_second}

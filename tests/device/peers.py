@@ -1,4 +1,6 @@
-"""Section `peers`: surprisals by our chunked head, against all logits at once, as lm-eval and minicons compute them.
+"""Section `peers`: speed and memory of two ways to compute surprisals.
+
+This project computes the logits of a few tokens at a time. lm-eval and minicons compute all logits of a batch at once.
 
 B windows, T tokens, V vocabulary.
 """
@@ -25,9 +27,9 @@ def section(log: Log, sizes: Sizes, device: Device) -> None:
 
 
 def _compared(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """Return the speed and memory of both ways for the same model and windows, in bfloat16.
+    """Return the speed and memory of both ways to compute surprisals, with the same model and windows in bfloat16.
 
-    Memory is the peak minus what the model takes.
+    Memory is the peak of a call, minus the memory that was allocated before the call.
     """
     model = language_model(sizes.shape_of_vocabulary(vocabulary), sizes.context, device, torch.bfloat16)
     torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""Section `right`: changes of labels by bfloat16, labels with the same bits, too little memory, and transfers.
+"""Section `right` of the measurements: whether labels on the device are right.
+
+It measures how far bfloat16 changes labels, how many labels are bit-identical in two runs, and whether labels stay
+right if the device has too little memory. It also times the transfer of tokens to the device and of labels back.
 
 The shipped checkpoints label the built-in documents. A language model with random weights labels random tokens.
 """
@@ -72,10 +75,10 @@ def _difference(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figure
 
 
 def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures:
-    """Return the shares of labels that have the same bits in two runs.
+    """Return the share of labels that are bit-identical in two runs, for three pairs of runs.
 
-    twice: both in the same batches. batch-invariant: both window by window, in opposite orders of the documents.
-    batched and alone: in batches, and window by window.
+    twice: both runs have the same batches. batch-invariant: both runs label one window at a time, in opposite orders of
+    the documents. batched and alone: one run labels in batches, and the other run labels one window at a time.
     """
     labeller = load("bfloat16")
     label = partial(label_documents, labeller=labeller, window=window, overlap=window // 2)
@@ -90,7 +93,7 @@ def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures
 
 
 def _transfers(sizes: Sizes, device: Device) -> Figures:
-    """Return the time to send all windows that a worker labels at a time, and to fetch labels that cost nothing."""
+    """Return the time to send a worker's windows to the device and to fetch their labels, which cost no computation."""
     labeller = TorchLabeller({ENTROPY: ()}, lambda ids, *_: {ENTROPY: ids.float()}, device, 2**15, 2**15)
     sent = batches(documents(sizes, 256), sizes.context, 2**15)
     seconds = []
@@ -105,10 +108,11 @@ def _transfers(sizes: Sizes, device: Device) -> Figures:
 
 
 def _out_of_memory(sizes: Sizes, device: Device) -> Figures:
-    """Label while other tensors take almost all memory, and again when the memory is free.
+    """Label while a large tensor takes almost all memory, and again after the memory was freed.
 
-    Return, for each amount of free memory, how many batches were labelled in parts and how far labels moved, or the
-    error. The last figure says whether the labels have the same bits once the memory is free again.
+    For each amount of free memory, return the number of batches that were labelled in parts, and the largest change of
+    a label in nats. If labelling fails, return the error instead. The last figure says whether the labels are
+    bit-identical to the first ones after the memory was freed.
     """
     labeller = _causal(sizes, device, "bfloat16")
     sent = batches(documents(sizes, 256)[:32], sizes.context, labeller.batch_tokens)

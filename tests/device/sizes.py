@@ -79,7 +79,7 @@ class Sizes:
     repeats: int = 5
 
     def shape_of_vocabulary(self, vocabulary: int) -> Shape:
-        """Return the shape of the smallest model with another vocabulary."""
+        """Return the shape of the smallest model, with its vocabulary replaced by one of this size."""
         return replace(self.models[0], vocabulary=vocabulary)
 
 
@@ -145,7 +145,7 @@ def in_precision(model: ModelT, device: str, dtype: torch.dtype) -> ModelT:
 
 
 def documents(sizes: Sizes, vocabulary: int) -> list[np.ndarray]:
-    """Return documents of random tokens, as long as those of FineWeb or shorter by the factor in `sizes`."""
+    """Return documents of random tokens. Their lengths are drawn from FineWeb's and divided by `sizes.shorter`."""
     random = np.random.default_rng(0)
     places = random.random(sizes.documents) * (len(FINEWEB_LENGTHS) - 1)
     lengths = np.interp(places, np.arange(len(FINEWEB_LENGTHS)), FINEWEB_LENGTHS) // sizes.shorter

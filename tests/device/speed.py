@@ -146,7 +146,10 @@ def _budgets(sizes: Sizes, device: Device) -> Figures:
 
 
 def _chunks(sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """Return the head's milliseconds for the smallest model's forward pass, by the number of logits in a chunk."""
+    """Return the milliseconds that the output head takes in a forward pass, by the number of logits in a chunk.
+
+    The head has the width of the smallest model.
+    """
     tokens, width = sizes.budgets[-2], sizes.models[0].width
     torch.manual_seed(0)
     hidden_ND = torch.randn(tokens, width, device=device, dtype=HALF)
@@ -173,10 +176,10 @@ def _variants(sizes: Sizes) -> dict[str, dict[str, Any]]:
 
 
 def _exact(sizes: Sizes, device: Device, variant: dict[str, Any]) -> Figures:
-    """Return the tokens per second of our exact labels for whole windows.
+    """Return the tokens per second with which this project computes the exact labels of whole windows.
 
-    For the default variant, return how many times the published procedure's speed this is. The procedure takes two
-    passes per token, and is timed at a few positions.
+    For the default variant, also return the ratio of this speed to the speed of the paper's procedure, with one and
+    with several positions in a pass. The procedure takes two passes per token. It is timed at a few positions only.
     """
     model = estimator(sizes, device, HALF, **variant)
     torch.manual_seed(0)

@@ -19,7 +19,10 @@ TITLES = {
 
 
 def tables(lines: list[Line]) -> str:
-    """Return a table in Markdown for each section. A measurement is a row with its figures, or with the reason."""
+    """Return Markdown with a table for each section.
+
+    A row of a table is a measurement with its figures, or with the reason why it has no figures.
+    """
     parts = []
     for section, found in groupby(lines, key=lambda line: line.section):
         rows = [f"| {line.what} | {figures_of(line)} | {line.seconds:.1f} |" for line in found]
@@ -28,7 +31,7 @@ def tables(lines: list[Line]) -> str:
 
 
 def figures_of(line: Line) -> str:
-    """Return the figures of a line in words, or its reason."""
+    """Return the figures of a measurement as text, or the reason why it has no figures."""
     told = line.reason or "; ".join(f"{name} {_number(value)}" for name, value in line.figures.items())
     return told.replace("|", "\\|")
 

@@ -1,4 +1,8 @@
-"""The script at tiny sizes on the CPU: every line has a figure or a reason, and outlives a process that is killed."""
+"""The script `python -m tests.device` at tiny sizes on the CPU.
+
+Every line that it writes has figures, or the reason why figures are missing. If the process is killed, the lines that
+were already written are kept.
+"""
 
 import json
 import subprocess

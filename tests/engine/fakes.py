@@ -31,7 +31,7 @@ KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
 @dataclass(frozen=True)
 class FakeLabeller:
-    """Labeller whose labels depend on the token, the tokens before it in its window, the batch's size and the row."""
+    """Labeller whose labels depend on the token, the tokens before it in its window, and the batch's size and row."""
 
     seconds: float = 0.0
     """Seconds that a batch takes."""
@@ -123,7 +123,10 @@ class Unreachable:
 def planned_run(
     output: Path, inputs: Sequence[Path], *, rows_per_unit: int = 2, **changed: Any
 ) -> tuple[Run, list[Unit]]:
-    """Plan a run over documents of token ids below 97, as `pipeline.annotate` does."""
+    """Plan a run over files of tokenized documents, as `pipeline.annotate` does. Token ids must be below 97.
+
+    `changed` are fields of the run's provenance, by name, that differ from the defaults.
+    """
     source = inspect(find_files([str(path) for path in inputs]), Column(INPUT_IDS, tokenized=True))
     units = plan_units(source, rows_per_unit=rows_per_unit, limit=None)
     settings = {

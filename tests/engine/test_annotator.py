@@ -171,7 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """A worker holds at most seven chunks of a row group, or 1,800 rows, at once. Both units here have more rows."""
+    """A worker holds at most seven chunks of rows at once, which are 1,800 of these rows. Both units have more rows."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 120 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

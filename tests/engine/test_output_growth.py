@@ -1,4 +1,4 @@
-"""A dataset that grows ends as if labelled with the larger limit at once, even if the run is killed at any step."""
+"""A grown dataset equals one that was labelled with the larger limit at once, even if the run is killed at any step."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -63,7 +63,7 @@ def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, 
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """Make change number `call` of a file raise KilledError. Changes are counted from 0."""
+    """Make the change of a file with the number `call` raise KilledError. Changes of all files are counted from 0."""
     steps = iter(range(1000))
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -84,7 +84,11 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
 def test_a_growth_killed_at_any_step_resumes_and_shows_no_row_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: int
 ) -> None:
-    """The run resumes with the larger limit. If the plan is still the old one, it resumes with the old limit too."""
+    """A run that grows a dataset from 5 to 8 rows is killed at each of its changes of files, and must then resume.
+
+    If the plan already has the limit 8, the run resumes with 8. If the plan still has the limit 5, the run resumes with
+    the limit `again`: with 5, the growth is given up, and with 8, it is completed.
+    """
     wanted = {limit: shards(carry_out(tmp_path, f"plain-{limit}", limit).subset.root) for limit in (5, 8)}
     kills = 0
     for call in range(60):

@@ -1,4 +1,7 @@
-"""Losses of documents in overlapping windows equal those of a loop over tokens, and labels move as in training."""
+"""Losses of documents that a model reads in overlapping windows, and the transfer of labels to the model's tokens.
+
+The losses must equal those of a loop over tokens, and labels must be transferred as in training.
+"""
 
 import math
 from dataclasses import replace
@@ -105,7 +108,11 @@ def test_a_model_without_a_context_reads_whole_documents(tmp_path: Path) -> None
 
 
 def test_labels_move_as_in_training(tmp_path: Path, small_tokenizer: Path) -> None:
-    """One document consists of single letters, which the tokenizer would join, so the document's labels cannot move."""
+    """The labels of five documents are transferred to the tokens of another tokenizer. A sixth document is left out.
+
+    Its tokens are single letters, but the dataset's tokenizer encodes the text of these letters to other tokens. The
+    labels of the sixth document can therefore not be transferred.
+    """
     letters = np.concatenate(encode(load_tokenizer(SHIPPED_TOKENIZER), ["t", "h", "e"])).tolist()
     dataset = find_annotations(str(write_labels(tmp_path / "labels", sample_texts(5, 300), SHIPPED_TOKENIZER, letters)))
     checkpoint = saved(tmp_path / "model", 300, small_tokenizer)

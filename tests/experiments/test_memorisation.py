@@ -1,4 +1,4 @@
-"""Memorised nats of planted documents, their sums as in a loop over tokens, and their interval as by a bootstrap."""
+"""Memorised nats of documents: repeated documents have most, sums equal a loop, and intervals equal a bootstrap."""
 
 import math
 from functools import partial

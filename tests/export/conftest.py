@@ -65,7 +65,11 @@ def exported(run_command: RunCommand, dataset: Path, output: Path, kind: str, *m
 
 
 def whole_windows(folder: Path, pattern: str, length: int) -> list[slice]:
-    """Return the windows of `length` ids that fit into each file of 16-bit ids, as slices of the joined files."""
+    """Return all complete windows of `length` ids in the files of a folder that match a pattern.
+
+    The files hold 16-bit ids. A window is returned as a slice of the ids of all files, joined in the order of their
+    names. No window spans two files.
+    """
     sizes = [file.stat().st_size // 2 for file in sorted(folder.glob(pattern))]
     starts = np.cumsum([0, *sizes])[:-1].tolist()
     firsts = [

@@ -1,4 +1,4 @@
-"""Exports of samples: the readers of the libraries, and a slow one of our own, find every token and label pair."""
+"""Exports of samples: the libraries' readers, and a slow reader of these tests, find every token with its label."""
 
 import json
 import struct
@@ -45,7 +45,7 @@ def read_by_litdata(folder: Path) -> list[Sample]:
 
 
 def read_slowly(folder: Path) -> list[Sample]:
-    """Return the samples of an export in either format, read slowly by the layout of the files."""
+    """Return the samples of an MDS or LitData export, parsed by a slow reader that does not use their libraries."""
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     mds = "shards" in index
     if mds:
@@ -182,11 +182,11 @@ def _within(part: Any, whole: Any) -> bool:
 
 
 def test_mds_has_its_layout(tmp_path: Path) -> None:
-    """The expected bytes are the layout, written by hand.
+    """An MDS file equals bytes that this test builds by hand from the format's layout.
 
-    A file has the number of samples, their borders, a header, and the samples. A sample has the sizes of its arrays,
-    then the arrays. An array has one byte that says one dimension (4) with a length of one byte (0), then the length
-    and the values.
+    A file has the number of samples, the offset of each sample and of the file's end, a header, and the samples. A
+    sample has the size of each array in bytes, and then the arrays. An array begins with a byte that stands for one
+    dimension (4) and for a length of one byte (0). The length and the values follow.
     """
     (file,) = written(tmp_path, "mds", [2, 1]).glob("*.mds")
     content = file.read_bytes()
@@ -198,10 +198,10 @@ def test_mds_has_its_layout(tmp_path: Path) -> None:
 
 
 def test_litdata_has_its_layout(tmp_path: Path) -> None:
-    """The expected bytes are the layout, written by hand.
+    """A LitData file equals bytes that this test builds by hand from the format's layout.
 
-    A file has the number of samples, their borders, and the samples. A sample has the sizes of its arrays, then their
-    values.
+    A file has the number of samples, the offset of each sample and of the file's end, and the samples. A sample has the
+    size of each array in bytes, and then the values of all arrays.
     """
     (file,) = written(tmp_path, "litdata", [2, 1]).glob("*.bin")
     assert file.read_bytes() == (

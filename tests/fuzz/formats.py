@@ -71,7 +71,11 @@ def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
 
 @st.composite
 def tables(draw: st.DrawFn) -> bytes:
-    """Draw a Parquet file of texts in any encoding, with or without a column of another type."""
+    """Draw a Parquet file with a column of texts and, in some draws, a column of nested values.
+
+    The type of the texts, the compression, the size of row groups, the use of dictionaries and the version of data
+    pages are drawn too.
+    """
     texts = draw(st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=100), max_size=12))
     columns = {"text": pa.array(texts, draw(st.sampled_from([pa.string(), pa.large_string()])))}
     if draw(st.booleans()):

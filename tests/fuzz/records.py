@@ -1,6 +1,7 @@
 """Files that are read besides documents: ledgers, labelled shards, cards, checkpoints, tokenizers and settings.
 
-Each kind takes a sound file, changes its bytes or a value of its JSON, and does with it what a command would do.
+For each kind of file, the bytes of a sound file or a value of its JSON are changed. The file is then used as a command
+would use it.
 """
 
 import json
@@ -100,7 +101,7 @@ def indexed(folder: Path) -> None:
 
 
 def put(folder: Path, kind: str, file: str, content: bytes) -> Path:
-    """Copy the sound folder, replace a file of the copy by this content, and return the copy."""
+    """Copy the valid folder of this kind, replace `file` in the copy by `content`, and return the copy."""
     copy = Path(shutil.copytree(base(kind), folder / "copy"))
     (copy / file).parent.mkdir(parents=True, exist_ok=True)
     (copy / file).write_bytes(content)
@@ -122,7 +123,7 @@ def use_ledger(file: str) -> Callable[[Path, bytes], str]:
 
 
 def use_note(folder: Path, content: bytes) -> str:
-    """Read a note on a quarantined unit."""
+    """Read a note on a quarantined unit whose file has the bytes `content`."""
     file = Subset("exact", folder).ledger / QUARANTINE / "00000002.json"
     file.parent.mkdir(parents=True)
     file.write_bytes(content)
@@ -130,13 +131,13 @@ def use_note(folder: Path, content: bytes) -> str:
 
 
 def use_receipt(folder: Path, content: bytes) -> str:
-    """Read all receipts, as publishing does, when one of them is replaced."""
+    """Replace the file of one receipt by `content`, and read all receipts as publishing does."""
     subset = Subset("exact", put(folder, "dataset", f"out/{RECEIPT}", content) / "out")
     return f"{len(Ledger(subset).receipts())} receipts"
 
 
 def use_labels(folder: Path, content: bytes) -> str:
-    """Read a dataset with a damaged shard. It must be refused, or have the labels that were written."""
+    """Read a dataset in which `content` replaces a shard. Reading must fail or return the labels that were written."""
     copy = put(folder, "labelled", "data/exact/train-00001-of-00003.parquet", content)
     assert rows_of(copy) == rows_of(base("labelled")), "other labels"
     return "read"
@@ -155,24 +156,24 @@ def use_card(folder: Path, text: str) -> str:
 
 
 def use_checkpoint(folder: Path, content: bytes) -> str:
-    """Load a causal language model with this configuration."""
+    """Load a causal language model whose `config.json` has the bytes `content`."""
     load_causal(put(folder, "checkpoint", "config.json", content))
     return "loaded"
 
 
 def use_index(folder: Path, content: bytes) -> str:
-    """Compute the digest of a checkpoint with this index."""
+    """Compute the digest of a checkpoint whose index of weights has the bytes `content`."""
     return f"{len(Checkpoint(put(folder, 'index', INDEX_FILE, content)).sha256)} digits"
 
 
 def use_tokenizer(folder: Path, content: bytes) -> str:
-    """Load this tokenizer, and encode some text with it."""
+    """Load a tokenizer whose `tokenizer.json` has the bytes `content`, and encode two texts with it."""
     encode(load_tokenizer(put(folder, "tokenizer", "tokenizer.json", content)), ["some text é", ""])
     return "encoded"
 
 
 def use_settings(folder: Path, content: bytes) -> str:
-    """Read a command's settings from this YAML file."""
+    """Read a command's settings from a YAML file with the bytes `content`."""
 
     def accept(config: Config = DEFAULTS) -> None:
         assert isinstance(config, Config)

@@ -111,7 +111,10 @@ def weights(change: Callable[[dict[str, torch.Tensor]], object]) -> Change:
 
 
 def index(named: str, file: bytes | None = None) -> Change:
-    """Return a change that renames the file of weights, and adds an index with the file `named` for all weights."""
+    """Return a change that renames the file of weights, and adds an index that names the file `named` for every weight.
+
+    If `file` is not None, it is the content that is written to the file `named`.
+    """
 
     def changed(folder: Path) -> None:
         names = load_file(folder / WEIGHTS)

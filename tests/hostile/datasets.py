@@ -1,6 +1,7 @@
-"""An attacker's annotated dataset: a sound one, changed by one trick.
+"""Malicious annotated datasets for tests: each is a valid dataset, manipulated by one function, a trick.
 
-A trick gets the dataset's folder and a folder outside with a secret, which no command may read.
+A trick gets the folder of the dataset, and a folder outside the dataset. The second folder holds a secret key, which no
+command may read.
 """
 
 import json
@@ -19,7 +20,7 @@ SECRET = "-----BEGIN PRIVATE KEY----- canary-4711"
 
 @dataclass(frozen=True)
 class Prey:
-    """Folders on which a trick works: the dataset, and a folder outside it with a secret."""
+    """Folders that a trick gets: the dataset, and a folder outside the dataset that holds a secret key."""
 
     dataset: Path
     outside: Path

@@ -77,7 +77,11 @@ def reading(dataset: object, folder: Path, good: Path) -> dict[str, tuple[object
 
 @pytest.fixture
 def attempt(prey: Prey, run_command: RunCommand, capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
-    """Return a function that runs a command. The command must open nothing outside, and succeed or end in one line."""
+    """Return a function that runs a command on the attacker's dataset and checks the command's behaviour.
+
+    The command must not open anything in the folder with the secret. It must succeed, print its list of faults, or end
+    with a line that begins with `error: `. It must not print a traceback or a control sequence.
+    """
 
     def attempt(module: str, *arguments: object) -> None:
         capsys.readouterr()

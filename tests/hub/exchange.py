@@ -66,7 +66,11 @@ class Exchange:
             raise RefusedError(403, f'You don\'t have the rights to write under the namespace "{owner}"')
 
     def find(self, kind: str, name: str) -> Repository:
-        """Return a repository. Refuse the request if the repository does not exist or its sender may not see it."""
+        """Return the repository of this kind (`datasets` or `models`) and name.
+
+        Raises:
+            RefusedError: if the repository does not exist, or the sender of the request may not see it.
+        """
         repository = self.hub.repositories.get((kind, name))
         owner = self.user.name if self.user else None
         if repository is None or (repository.private and repository.owner != owner):

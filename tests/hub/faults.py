@@ -1,7 +1,7 @@
-"""Faults of the server, which tests choose.
+"""Faults of the test Hub's server, which tests choose.
 
-If a share of the requests fails, the seed decides which ones, together with the number of times that the same request
-was sent. The order in which threads and processes send their requests makes no difference.
+Tests can let a share of all requests fail. The seed, and the number of times that a request has been sent, decide
+whether the request fails. The order in which threads and processes send different requests makes no difference.
 """
 
 import hashlib
@@ -32,11 +32,12 @@ class Faults:
     share: float = 0.0
     """Share of all requests, to the Hub and to its storage, that fail without any effect."""
     kinds: tuple[Kind, ...] = ("rate limit", "unavailable", "dropped")
-    """Ways in which requests of the share fail: status 429, status 503, or a connection that ends before the answer."""
+    """Kinds of failures, from which one is chosen for each request that `share` lets fail. rate limit: status 429.
+    unavailable: status 503. dropped: the connection ends before the answer."""
     retry_after: int = 0
     """Seconds for which an answer of status 429 asks the client to wait."""
     lost_commits: int = 0
-    """Number of commits, from the next one on, that succeed although their connections end before the answer."""
+    """Number of the next commits that succeed, but whose connections end before the answer."""
     seconds_per_upload: float = 0.0
     """Seconds that pass before the storage answers an upload."""
     _refusals: list[Refusal] = field(default_factory=list)
@@ -51,7 +52,7 @@ class Faults:
         self._refusals.append(Refusal(status, method, path, times))
 
     def instead(self, method: str, path: str) -> Answer | None:
-        """Return the answer by which a request fails, or None if the request does not fail."""
+        """Return the answer with which a request fails, or None if the request does not fail."""
         with self._lock:
             for refusal in self._refusals:
                 if refusal.left and re.fullmatch(refusal.method, method) and re.search(refusal.path, path):

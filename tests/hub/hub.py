@@ -1,4 +1,4 @@
-"""The state of the server: repositories, users by their tokens, faults, and a log of the requests."""
+"""State of the test server that stands for the Hub: repositories, users with their tokens, faults and past requests."""
 
 import threading
 from collections.abc import Mapping
@@ -27,9 +27,9 @@ class Request:
     status: int
     """Status of the answer, or 0 if the connection was dropped without an answer."""
     authorized: bool
-    """Whether the request had an Authorization header."""
+    """True if the request had an Authorization header."""
     storage: bool
-    """Whether the request came to the storage, which has its own address, as the real Hub's storage has."""
+    """True if the request was sent to the storage. The storage has its own address, as on the real Hub."""
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Hub:
     """
 
     page: int
-    """Maximum number of items in one answer, entries of a tree or commits."""
+    """Maximum number of items in one answer of the server. Items are files and folders, or commits."""
     store: XetStore | None
     address: str = ""
     storage: str = ""

@@ -67,7 +67,10 @@ def sibling(path: str, blob: Blob, detailed: bool) -> dict[str, object]:
 
 
 def entry(repository: Repository, commit: Commit, path: str, expand: bool) -> dict[str, object]:
-    """Describe a file or folder as the answers about trees and about lists of paths do."""
+    """Return the description of a file or folder for the Hub's answers on trees and on lists of paths.
+
+    With `expand`, the description includes the last commit that changed the file or folder.
+    """
     told: dict[str, object] = {"type": "directory", "oid": commit.oid_at(path), "size": 0, "path": path}
     blob = commit.blobs.get(path)
     if blob is not None:
@@ -98,7 +101,7 @@ def tree(exchange: Exchange, repository: Repository, revision: str, folder: str 
 
 
 def paths_info(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """Answer with a description of each requested file or folder that exists. Leave out the others."""
+    """Answer with a description of each requested file or folder. Requested paths that do not exist are left out."""
     commit, form = repository.at(revision), parse_qs(exchange.body.decode())
     paths, expand = form.get("paths", []), form.get("expand", ["false"])[0].lower() == "true"
     if len(paths) > PATHS:

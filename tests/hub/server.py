@@ -83,9 +83,10 @@ def storage_answer(exchange: Exchange) -> Answer:
 
 
 def route(routes: list[Route], exchange: Exchange, path: str) -> Callable[..., Answer] | None:
-    """Return the function that answers a request, or None if no route matches.
+    """Return a function that answers the request, or None if no route matches the request's method and path.
 
-    A call of the function appends the variable parts of the path to the arguments.
+    The returned function passes its own arguments to the function of the route, followed by the variable parts of the
+    path.
     """
     method = "GET" if exchange.method == "HEAD" else exchange.method
     for accepted, pattern, function in routes:
@@ -138,7 +139,8 @@ class HubHandler(FileHandler):
 def hub_server(xet: Path | None = None, page: int = 1000) -> Iterator[Hub]:
     """Run a Hub for tests.
 
-    Large files are exchanged by LFS, and also by Xet if `xet` is a folder in which the storage can keep Xet's blocks.
+    Large files are exchanged by LFS. If `xet` is a folder, they are also exchanged by Xet, whose blocks the storage
+    keeps in this folder. `page` is the maximum number of items in one answer.
     """
     hub = Hub(page, XetStore(xet) if xet else None)
     with ExitStack() as stack:

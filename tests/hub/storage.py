@@ -14,7 +14,10 @@ from tests.hub.hub import Hub
 
 
 def large_file(hub: Hub, repository: Repository, sha256: str, size: int | None) -> Blob | None:
-    """Return the uploaded file with this SHA-256 and size, or None if no content that agrees with both is there."""
+    """Return the uploaded file with this SHA-256 and size. Any size is right if `size` is None.
+
+    Return None if the storage has no content with this SHA-256, or if the content has another size.
+    """
     content, xet = repository.objects.get(sha256), None
     if hub.store is not None and (found := hub.store.by_sha256.get(sha256)):
         content, xet = hub.store.content(found), found.hash

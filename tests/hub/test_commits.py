@@ -1,4 +1,4 @@
-"""The Hub's own client writes to the Hub for tests and reads back what it wrote."""
+"""The real client, huggingface_hub, writes to the server that imitates the Hub, and reads the same content back."""
 
 import hashlib
 import json

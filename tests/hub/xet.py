@@ -23,9 +23,9 @@ UNCOMPRESSED, LZ4, GROUPED_LZ4 = range(3)
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive chunks of the block `xorb`, from the chunk `start` to the one before `end`.
+    """Consecutive chunks of the block `xorb`, from the chunk `start` up to but not including the chunk `end`.
 
-    `size` is the number of their bytes when decompressed.
+    `size` is the total size of these chunks in bytes after decompression.
     """
 
     xorb: str
@@ -81,14 +81,14 @@ class XetStore:
         return b"".join(chunk.content(xorb) for chunk in list(chunks_of(xorb))[segment.start : segment.end])
 
     def bytes_of(self, segment: Segment) -> tuple[int, int]:
-        """Return the positions, in its block, of the first and the last byte of a segment."""
+        """Return the positions of a segment's first and last byte, counted from the beginning of its block."""
         chunks = list(chunks_of(self.xorb(segment.xorb)))[segment.start : segment.end]
         return chunks[0].at, chunks[-1].at + Chunk.HEADER + chunks[-1].compressed_size - 1
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A compressed chunk. `at` is the position, in its block, of the first byte of the chunk's header."""
+    """A compressed chunk. `at` is the position of its header's first byte, counted from the beginning of the block."""
 
     HEADER = 8
     at: int
@@ -106,7 +106,10 @@ class Chunk:
 
 
 def chunks_of(xorb: bytes) -> Iterator[Chunk]:
-    """Yield the chunks of a block. They end at the footer, if there is one, because its first byte is not 0."""
+    """Yield the chunks of a block, up to the footer or the end of the block.
+
+    The first byte of a footer is not 0, and the first byte of every chunk is 0.
+    """
     at = 0
     while at < len(xorb) and xorb[at] == 0:
         compressed, scheme, size = xorb[at + 1 : at + 4], xorb[at + 4], xorb[at + 5 : at + 8]

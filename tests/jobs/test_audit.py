@@ -1,6 +1,7 @@
-"""Audit of a language model that predicts as a Markov chain does.
+"""Audit of a language model whose predictions are the true probabilities of a Markov chain.
 
-Its figures are in tables and files, for each document, for each value of a column, and above those of unseen text.
+The audit prints tables and writes files. They have figures for each document and for each value of a column, and the
+difference from the figures of unseen text.
 """
 
 import csv
@@ -37,7 +38,7 @@ def drawn(documents: int, seed: int) -> Drawn:
 def write_planted(folder: Path) -> Path:
     """Write 20 documents of the chain and a copy of the first one.
 
-    Their labels are the surprisals, and 1 nat more in the documents of site b.
+    The labels are the surprisals under the chain. In the documents of site b, 1 nat is added to each label.
     """
     found = drawn(20, 1)
     tokens, nats = [*found.tokens_MT.tolist()] * 2, [*found.surprisal_MT] * 2
@@ -51,7 +52,7 @@ def write_planted(folder: Path) -> Path:
 
 
 def table_rows(printed: str) -> dict[str, list[str]]:
-    """Return the other cells of each row of the tables, by the row's first cell."""
+    """Parse the Markdown tables in a text. Return the remaining cells of each row, by the row's first cell."""
     lines = [line.strip("| ").split(" | ") for line in printed.splitlines() if line.startswith("| ")]
     return {cells[0].strip(): cells[1:] for cells in lines}
 
@@ -59,7 +60,11 @@ def table_rows(printed: str) -> dict[str, list[str]]:
 def test_figures_are_printed_and_written_by_document_and_by_a_column(
     run_command: RunCommand, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model predicts as the chain does, so that its losses differ from the labels by the planted amounts only."""
+    """The model predicts the chain's true probabilities, so its losses are the true surprisals.
+
+    The labels are the surprisals plus known amounts: 1 nat in site b, and 0.25 nats in the unseen text. The audit must
+    report these amounts as memorised.
+    """
     labels, unseen, output = write_planted(tmp_path / "labels"), drawn(30, 2), tmp_path / "out"
     of_tokens: dict[str, Any] = {"vocabulary": SYMBOLS, "tokenizer_sha256": None}
     reference = write_annotated(
@@ -109,7 +114,7 @@ def test_figures_are_printed_and_written_by_document_and_by_a_column(
 def test_a_limit_bounds_the_documents_and_a_window_what_is_read(
     run_command: RunCommand, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In a window of one token, the model sees nothing but the start token, so that its losses exceed the labels."""
+    """In a window of one token, the model reads only the start token. Its losses therefore exceed the labels."""
     labels = write_planted(tmp_path / "labels")
     flags = ("--model", model, "--labels", labels, "--limit", 2)
     assert run_command(JOB, *flags) == 0
@@ -123,9 +128,10 @@ def test_a_limit_bounds_the_documents_and_a_window_what_is_read(
 def test_documents_whose_labels_cannot_move_are_counted(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model has another tokenizer than the dataset.
+    """The model has another tokenizer than the dataset, so labels are transferred to the tokens of the model.
 
-    One document has a token for each letter of a word, but the dataset's tokenizer encodes the word differently.
+    One document has a token for each letter of a word, although the dataset's tokenizer encodes the word differently.
+    The labels of this document cannot be transferred.
     """
     tokenizer, other = load_tokenizer(SHIPPED / "tokenizer"), load_tokenizer(SHIPPED / "tokenizer")
     texts = sample_texts(3, 200)

@@ -1,4 +1,8 @@
-"""Training with labels that starts from a checkpoint takes over its weights, tokenizer and sizes, or is refused."""
+"""Training with labels that starts from a checkpoint.
+
+The new model takes over the checkpoint's weights, tokenizer and sizes. A checkpoint or a setting that does not fit is
+refused.
+"""
 
 import json
 from pathlib import Path

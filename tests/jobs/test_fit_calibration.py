@@ -40,7 +40,7 @@ TO_LABEL = ("pipeline.annotate", "--workers", 0, "--dtype", "float32", "--rows-p
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write documents, a checkpoint, and a tokenizer with fewer tokens than that of the checkpoint.
 
-    A document is in one of three languages or has none. Two documents are empty.
+    A document is in one of three languages, or its language is null. Two documents are empty.
     """
     folder = tmp_path_factory.mktemp("calibration")
     texts: list[str | None] = [f"{number} {text}" for number, text in enumerate(sample_texts(12, 150) * 2)]
@@ -63,9 +63,10 @@ def label(folder: Path, run_command: RunCommand) -> Callable[..., int]:
 
 
 def write_reference(cheap: Path, folder: Path) -> Path:
-    """Write a reference, as if a better model had labelled the documents of the dataset `cheap`.
+    """Write a reference: a dataset of the documents of `cheap`, with labels as if a better model had made them.
 
-    Its only column of labels is `entropy`, computed from the labels of `cheap` by the lines in PLANTED.
+    The only column of labels is `entropy`. Its labels are those of `cheap`, times the slope and plus the bias that
+    PLANTED has for the language of the document.
     """
     dataset = find_annotations(str(cheap))
     provenance = replace(dataset.provenance, model="better", label_columns=(ENTROPY,), method="causal")
@@ -189,7 +190,7 @@ def test_isotonic_fits_without_scikit_learn_are_refused_before_anything_is_read(
 
 
 def test_an_identity_changes_no_label(label: Callable[..., int], tmp_path: Path, run_command: RunCommand) -> None:
-    """The reference is the labels themselves, so that the line of least squares is the identity up to rounding."""
+    """The reference is the labelled dataset itself, so the least-squares line is the identity up to rounding."""
     assert label(tmp_path / "cheap", "--keep-text") == 0
     sets = ("--labels", tmp_path / "cheap", "--reference", tmp_path / "cheap", "--output", tmp_path / "same.json")
     assert run_command(JOB, *sets) == 0
@@ -205,7 +206,10 @@ def test_an_identity_changes_no_label(label: Callable[..., int], tmp_path: Path,
 def test_a_reference_of_other_tokens_is_moved(
     label: Callable[..., int], folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One model labels in the tokens of a smaller tokenizer and, as the reference, in its own tokens."""
+    """One model labels the documents twice: in the tokens of a smaller tokenizer, and in its own tokens.
+
+    The second dataset is the reference, whose labels are transferred to the tokens of the smaller tokenizer.
+    """
     assert label(tmp_path / "cheap", "--tokenizer", folder / "small", "--keep-text") == 0
     assert label(tmp_path / "better") == 0
     sets = ("--labels", tmp_path / "cheap", "--reference", tmp_path / "better", "--output", tmp_path / "moved.json")

@@ -1,4 +1,7 @@
-"""The recipe of a dataset for judging other labels is run against the Hub for tests, and publishes a finished card."""
+"""Test of the recipe annotate_fineweb_edu_smollm2.yaml, which labels FineWeb-Edu for comparison with other labels.
+
+One command runs the recipe with the test Hub, and publishes the labels and a finished card.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The task for lm-eval: a model that was trained here gets the bits per byte that this project measures."""
+"""The task for lm-eval: lm-eval finds the same bits per byte of a trained model as jobs.measure_compression."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ HELD_OUT = 6
 
 @pytest.fixture
 def model(tmp_path: Path, run_command: RunCommand) -> Path:
-    """Folder of a language model that the command has trained on labels of the first documents."""
+    """Folder of a language model that was trained on labels of all documents except those held out."""
     tokens = [ids.tolist() for ids in encode(load_tokenizer(TOKENIZER), TEXTS[:-HELD_OUT])]
     labels = write_annotated(tmp_path / "labels", tokens, [[1.0] * len(ids) for ids in tokens], vocabulary=8192)
     copy_tokenizer(TOKENIZER, labels / "tokenizer" / "exact")
@@ -53,7 +53,7 @@ def add_start_token(folder: Path) -> None:
 
 
 def ours(model: Path, run_command: RunCommand) -> float:
-    """Return the bits per byte that jobs.measure_compression finds for the last documents."""
+    """Return the bits per byte that jobs.measure_compression finds for the held-out documents."""
     documents, output = model.parent / "documents.jsonl", model.parent / "measured"
     documents.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS), encoding="utf-8")
     held_out = ("--input", documents, "--held-out", HELD_OUT)
@@ -64,7 +64,7 @@ def ours(model: Path, run_command: RunCommand) -> float:
 
 
 def theirs(model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Return lm-eval's metrics of the last documents, by name."""
+    """Return the metrics that lm-eval computes for the held-out documents, by the metric's name."""
     from lm_eval import simple_evaluate
 
     lines = [json.dumps({"text": text}) + "\n" for text in TEXTS[-HELD_OUT:]]

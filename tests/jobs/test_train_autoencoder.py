@@ -1,4 +1,7 @@
-"""Autoencoders trained by a command: on text, in every form, and measured as compressors."""
+"""Training of autoencoders by jobs.train_autoencoder on text, in every form.
+
+A trained autoencoder is also measured as a compressor.
+"""
 
 from pathlib import Path
 

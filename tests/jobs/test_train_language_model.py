@@ -1,4 +1,4 @@
-"""Training with a floor: from disk or the Hub, in one process or more, killed and resumed."""
+"""Training of a language model on entropy labels from disk or the Hub, in one or more processes, killed and resumed."""
 
 import json
 import shutil
@@ -184,7 +184,10 @@ def test_missing_or_non_numeric_labels_are_refused(
 
 
 def moving_labels(folder: Path, documents: list[list[int]]) -> Path:
-    """Write an annotated dataset of these token ids, with the shipped tokenizer, by which its labels can move."""
+    """Write an annotated dataset of these token ids, together with the shipped tokenizer.
+
+    With the dataset's tokenizer, training can transfer the labels to the tokens of another tokenizer.
+    """
     write_annotated(folder, documents, [[1.0] * len(ids) for ids in documents])
     copy_tokenizer(SHIPPED / "tokenizer", folder / "tokenizer" / "exact")
     return folder

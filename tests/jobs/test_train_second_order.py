@@ -1,6 +1,7 @@
-"""A second-order model that starts from a language model labels as that model does, before the first training step.
+"""Training of a second-order model that starts from a language model.
 
-pipeline.annotate makes the labels, with a window and a start token that are not the defaults.
+Before the first training step, the model must give the labels that pipeline.annotate makes with the language model. The
+labels are made with a window and a start token that are not the defaults.
 """
 
 import json
@@ -55,9 +56,10 @@ def causal(tmp_path: Path) -> Path:
 
 
 def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
-    """Return the job's model before training, R² of its seeing output, and R² of its language model's loss.
+    """Return the job's model before training, and two values of R² in the job's windows.
 
-    Both are computed against the labels of the held-out documents, in the job's windows.
+    The first R² is that of the seeing output (which has read the token), and the second is that of the language model's
+    loss. Both are compared with the labels of the held-out documents.
     """
     plan = Prepared.of(config)
     seen, held_out = read_documents(plan)
@@ -153,9 +155,9 @@ def test_an_adapter_of_a_language_model_is_trained_on_its_labels_and_labels_like
 def test_a_second_order_model_is_trained_further_from_its_own_estimates(
     settings: tuple[str, ...], run_command: RunCommand, documents: Path, causal: Path, tmp_path: Path
 ) -> None:
-    """The labels of the second training have another mean and deviation.
+    """A second training starts from the model of a first training, on labels with another mean and deviation.
 
-    Its model must begin with the estimates of the first one nevertheless.
+    Before its first step, the model of the second training must give the same estimates as the model of the first.
     """
     pytest.importorskip("peft") if "lora" in settings else None
     labels, first = tmp_path / "labels", tmp_path / "first"

@@ -1,6 +1,7 @@
 """Every training command makes the same model, no matter how it is run.
 
-It may run in one process or several, with shards or without, and in one go or resumed after a kill or a stop.
+A command may run in one process or in several, and with or without weights in shards. It may run to its end at once, or
+be killed or stopped and then resumed.
 """
 
 import os
@@ -121,9 +122,9 @@ def compare_processes(
 
 
 def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ...]:
-    """Return a job's command without noise, since noise differs between processes.
+    """Return the command of a training job, with the random noise on embeddings turned off.
 
-    The command ends with --output, whose folder is missing.
+    Noise would differ between processes. The command ends with `--output`, and the caller appends the output folder.
     """
     noise = ("--model.noise", 0) if job in WINDOW_ENCODERS else ()
     return (*commands[job], *noise, "--training.accumulate", 2, "--training.save-as", "bfloat16", "--output")

@@ -22,7 +22,7 @@ ENCODER = (
 
 @pytest.fixture
 def tokenizer(tmp_path: Path) -> Path:
-    """Write a tokenizer of 280 tokens, whose ids are below 280 except that of `e`."""
+    """Write a tokenizer of 280 tokens. The token `e` has the id 999, and the ids of all other tokens are below 280."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     parts = json.loads(train_byte_pairs(sample_texts(4), 280).to_str())
@@ -33,7 +33,10 @@ def tokenizer(tmp_path: Path) -> Path:
 
 
 def labels(folder: Path, tokenizer: Path) -> Path:
-    """Write a dataset of the tokenizer's tokens that records the number of tokens, as older datasets did."""
+    """Write an annotated dataset with the tokens of this tokenizer.
+
+    As in older datasets, the recorded vocabulary is the number of tokens, which is below the highest id.
+    """
     loaded, subset = load_tokenizer(tokenizer), folder / "tokenizer" / "exact"
     documents = [ids.tolist() for ids in encode(loaded, sample_texts(8, 200))]
     assert HIGHEST in documents[-1]

@@ -25,7 +25,10 @@ def bottleneck(estimator: EntropyEstimator, tokens_T: Tensor) -> Tensor:
 
 
 def masked_hidden(estimator: EntropyEstimator, embedding_D: Tensor, tokens_T: Tensor) -> Tensor:
-    """Return the decoder's states with the embedding at its position, but hidden from every token by a mask."""
+    """Return the decoder's last hidden states [T, D], computed with a mask that hides the window's embedding.
+
+    The embedding keeps its position, the first one, but no other position can attend to it.
+    """
     width = len(tokens_T)
     mask_TT = torch.full((width, width), -torch.inf).triu(1)
     mask_TT[1:, 0] = -torch.inf

@@ -91,7 +91,10 @@ def test_the_nats_move_to_the_tokens_of_our_tokenizer(labelled: Labelled) -> Non
 
 
 def test_its_pupil_is_nearer_to_it_than_the_exact_labels(labelled: Labelled) -> None:
-    """The shipped second-order model learned SmolLM2's labels of other texts. The estimator learned no labels."""
+    """Labels of the shipped second-order model must be nearer to SmolLM2's than exact labels of the shipped estimator.
+
+    The second-order model has learned SmolLM2's labels of other texts. The estimator has learned no labels.
+    """
     tokens = encode_with_ends(load_tokenizer(SHIPPED / "tokenizer"), labelled.texts)
     moved = [
         move_nats(nats_S, ends_S, each.ends_T)

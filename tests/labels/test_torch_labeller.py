@@ -121,10 +121,10 @@ def test_batch_invariant_labels_do_not_depend_on_other_documents(tmp_path: Path,
 
 @pytest.mark.parametrize("method", METHODS)
 def test_bfloat16_moves_labels_by_a_bounded_amount(tmp_path: Path, method: Method) -> None:
-    """The bounds leave room above measured changes, with weights of ten times the usual scale.
+    """The bounds are higher than the measured changes. The models' weights have ten times the usual scale.
 
-    Exact, second-order and causal labels moved on average by 0.06, 0.02 and 0.01 nats, and at most by 0.40, 0.08 and
-    0.07 nats.
+    Bfloat16 changed exact, second-order and causal labels by 0.06, 0.02 and 0.01 nats on average. The largest changes
+    were 0.40, 0.08 and 0.07 nats.
     """
     checkpoint(method).save_pretrained(tmp_path)
     documents = random_documents(40, 25)
@@ -160,7 +160,8 @@ def test_a_document_of_half_a_million_tokens_is_labelled_to_its_end(tmp_path: Pa
 class LimitedDevice:
     """A label method on a device with too little memory.
 
-    The device has memory for `tokens` tokens. With `once`, it runs out of memory at the first attempt of every batch.
+    The device has memory for batches of at most `tokens` tokens. With `once`, the device runs out of memory at the
+    first attempt to label a batch, but not at the second.
     """
 
     def __init__(self, labeller: TorchLabeller, *, tokens: int | None = None, once: bool = False) -> None:

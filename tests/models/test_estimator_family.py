@@ -131,9 +131,10 @@ def test_noise_is_added_only_in_training_and_has_the_requested_size(place: str) 
 
 @pytest.mark.parametrize("introduction", ["token", "projection"])
 def test_an_estimator_starts_from_another(introduction: str) -> None:
-    """An estimator that starts from an estimator of the same variant has the same losses.
+    """A new estimator that starts from another estimator of the same variant has the losses of that estimator.
 
-    If the new estimator adds the embedding late, its states are those of the given decoder with an embedding of zeros.
+    If the new estimator adds the embedding above all layers, its decoder's states are those of the other estimator's
+    decoder for an embedding of zeros.
     """
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}
@@ -168,7 +169,11 @@ def test_contradicting_sizes_are_refused() -> None:
 
 @pytest.mark.parametrize("deviation", [1.0, 40.0])
 def test_labels_of_added_logits_are_right_even_for_distant_logits(deviation: float) -> None:
-    """With a deviation of 40, sums of products underflow in float32."""
+    """Each logit is a sum of two terms, one from the embedding and one from the tokens. `deviation` scales both terms.
+
+    Exact labels need the sums, over the vocabulary, of products of the two terms' exponentials. With a deviation of 40,
+    some of these sums underflow in float32.
+    """
     estimator = tiny_estimator(introduction="projection", introduced_above=2, bottleneck_width=None)
     assert isinstance(estimator.introduce, torch.nn.Linear)
     estimator.introduce.weight.mul_(deviation)

@@ -1,4 +1,8 @@
-"""Estimators around language models: their start, every family, every entry, tuning, checkpoints and exact labels."""
+"""Estimators that are built around a pretrained language model.
+
+The tests cover model families, the places where the embedding enters, tuning, exact labels and checkpoints. Before
+training, such an estimator has the losses of its language model.
+"""
 
 import json
 from pathlib import Path
@@ -29,7 +33,7 @@ OF_ENTRY = [each["entry"] for each in ENTRIES]
 def around(
     model: PreTrainedModel, second: PreTrainedModel | None = None, *, trained: bool = True, **settings: Any
 ) -> PretrainedEstimator:
-    """Return an estimator around a model. If `trained`, its embedding has an effect, as after a training."""
+    """Return an estimator around a language model. If `trained`, random weights let the embedding have an effect."""
     torch.manual_seed(0)
     sizes = {"vocab_size": model.config.get_text_config().vocab_size, "context": 24, "bottleneck_width": 3}
     config = PretrainedEstimatorConfig(**{**sizes, "start_token": START, **settings})
@@ -41,7 +45,7 @@ def around(
 
 
 def slow_entropies(estimator: PretrainedEstimator, tokens_T: Tensor) -> Tensor:
-    """Return the differences between code lengths of successive prefixes, each from a pass over the prefix alone."""
+    """Return exact labels: differences between the code lengths of successive prefixes, with one pass per prefix."""
     codes = [estimator.token_losses(tokens_T[: n + 1].unsqueeze(0)).double().sum() for n in range(len(tokens_T))]
     return torch.stack(codes).diff(prepend=torch.zeros(1, dtype=torch.float64)).float()
 

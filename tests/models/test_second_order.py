@@ -1,4 +1,7 @@
-"""The second-order model: the inputs of both outputs (seeing and expecting), its forms, and warm starts."""
+"""The second-order model: the tokens that its outputs read, its direct and residual forms, and warm starts.
+
+The seeing output has read the token whose entropy it estimates. The expecting output reads only the tokens before.
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The card: front matter as the real readers parse it, figures, and changes by hand."""
+"""Card of a dataset: its front matter as `datasets` and the Hub parse it, its figures, and changes made by hand."""
 
 import json
 import re
@@ -65,9 +65,9 @@ def test_the_front_matter_has_what_the_hub_shows() -> None:
 
 
 def test_the_front_matter_has_the_features_of_columns() -> None:
-    """In the features of a card, a column called `_type` would be taken for the name of a type.
+    """The card of a dataset with a column called `_type` has no features: `datasets` reads them from the shards.
 
-    The card of such a dataset has no features, so that `datasets` reads them from the shards.
+    In the features of a card, `datasets` would take `_type` for the key that names a type, not for a column.
     """
     known = Features(text=Value("string"), kind=ClassLabel(names=["no", "yes"]), shape=Array2D((2, 2), "int8"))
     for features, written in ((known, True), (known | {"_type": Value("string")}, False)):

@@ -26,7 +26,7 @@ print(load_dataset("user/name", split="train").num_rows)
 
 @pytest.fixture
 def subset(tmp_path: Path) -> Subset:
-    """Write six shards of two documents, and a secret outside the dataset."""
+    """Write a dataset of six shards with two documents each, and a file with a secret outside the dataset."""
     (tmp_path / "secret").write_bytes(SECRET)
     return annotated(tmp_path).subset
 

@@ -28,7 +28,10 @@ def there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run_here(workspace: Workspace, there: Path, run_command: RunCommand, ray_cluster: None) -> RunHere:
-    """Return a function that runs a command in this process, changed by its rule, and asserts exit code 0."""
+    """Return a function that changes a command by its rule (see tests.readme.rules) and runs it in this process.
+
+    The function asserts that the command ends with exit code 0.
+    """
 
     def run(command: str) -> None:
         python, option, module, *arguments = workspace.words(rule_for(command).applied(command))

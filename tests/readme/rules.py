@@ -24,11 +24,14 @@ class Rule:
 
     begins: str
     way: Way = "here"
-    """How the command is run.
+    """Way in which a test runs the command, or checks a part of a command that it does not run.
 
-    here: in this process. process: in its own process, with the test Hub. peer: like process, if lm-eval is installed.
-    cluster: as a job of a Ray head. Commands of the other ways are not run, and a test checks only a part of each.
-    internet: lm-eval's tasks. make: the target. tests: the marks. measurement: the flags. docker: the files.
+    A test runs the command in these ways. here: in this process. process: in its own process, with the test Hub. peer:
+    as with process, if lm-eval is installed. cluster: as a job of a Ray cluster.
+
+    A test runs no command in these ways, and checks only a part of the command. internet: the tasks of lm-eval exist.
+    make: the target exists. tests: the pytest marks are known. measurement: the module has the flags. docker: the files
+    exist.
     """
     changed: Mapping[str, str] = field(default_factory=dict)
     """Parts of the command, each with the text that replaces it."""
@@ -228,5 +231,9 @@ def rule_for(command: str) -> Rule:
 
 
 def way_of(command: str) -> Way:
-    """Return how a command is run: `here` if it has no rule, so that a test runs it and fails."""
+    """Return how a command is run, according to its rule.
+
+    For a command without a rule, return `here`. A test then tries to run the command in this process, and fails because
+    the command has no rule.
+    """
     return rule_for(command).way if any(command.startswith(rule.begins) for rule in RULES) else "here"

@@ -62,11 +62,12 @@ PATH = re.compile(r"[\w*.-]+/[\w*./-]*|[\w*-]+\.(py|md|toml|ya?ml|jsonl?|parquet
 MODULE = re.compile(r"(pipeline|jobs|schemas|tests)(\.\w+)+")
 FLAG = re.compile(r"--[a-z][a-z-]*(?:\.[a-z][a-z-]*)?")
 MADE_ELSEWHERE = {"quarantine/", "annotated-report/report.html", "opened.json", "export.json", "index.json"}
-"""Paths from failed units, pipeline.report, jobs.compare_objectives or pipeline.export. The dataset here lacks them."""
+"""Paths in the text that do not exist in the dataset of these tests. They are written for failed units, or by
+pipeline.report, jobs.compare_objectives and pipeline.export."""
 
 
 SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
-"""Beginning of the command that trains like the launch before it on the page, but with the weights in shards."""
+"""Beginning of the command that trains with sharded weights, but otherwise like the launch command before it."""
 
 
 def commands(*ways: Way) -> list[Any]:
@@ -108,7 +109,7 @@ def test_lm_eval_knows_the_tasks_though_their_data_are_not_fetched_here(command:
 
 
 def first_of(*given: str) -> list[Any]:
-    """Return the values as parameters of a test, all except the first marked as slow."""
+    """Return the values as parameters of a test, and mark all values except the first as slow."""
     return [given[0], *(pytest.param(other, marks=pytest.mark.slow) for other in given[1:])]
 
 
@@ -150,7 +151,7 @@ def test_a_measurement_has_the_flags_though_it_is_not_made_here(command: str) ->
 
 
 def flags_in(spec: ModuleSpec) -> set[str]:
-    """Return the flags that a module of the tests declares, or a package in its `__main__`."""
+    """Return the command-line flags that a module declares. In a package, its module `__main__` declares them."""
     folders = spec.submodule_search_locations
     file = Path(next(iter(folders)), "__main__.py") if folders else Path(str(spec.origin))
     return set(re.findall(r'add_argument\("(--[a-z-]+)"', file.read_text(encoding="utf-8")))
@@ -163,13 +164,16 @@ def test_docker_finds_the_files_though_it_is_not_run_here(command: str) -> None:
 
 @dataclass
 class Notebook:
-    """Snippets that are executed in order, each of them once, and share their names."""
+    """Code snippets of the pages. They are executed in order, each once, in one namespace that they share."""
 
     names: dict[str, Any]
     executed: int = 0
 
     def execute(self, number: int) -> PreTrainedModel | None:
-        """Execute the snippets up to a number. Return the last one's given model, or None if its library is missing."""
+        """Execute the snippets up to and including the one with this index, except those that were executed before.
+
+        Return the model that was given to the last snippet, or None if a library that it imports is not installed.
+        """
         model = None
         for snippet in MANUAL.snippets[self.executed : number + 1]:
             model = self._executed(snippet) if runs_here(snippet) else None

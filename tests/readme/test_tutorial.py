@@ -53,6 +53,6 @@ def outputs() -> list[str]:
 def first_column(line: str) -> str:
     """Return the first column of a printed line, with `#` instead of each number.
 
-    Numbers may differ between machines, because Python's help texts and the last digit of a label do.
+    Numbers may differ between machines, because Python's help texts and the last digits of labels differ.
     """
     return re.sub(r"[\d.,]+", "#", line.strip().split("  ")[0])

@@ -1,4 +1,7 @@
-"""Features of columns that are copied without the library `datasets`, and that it can read back."""
+"""Features of the library `datasets`, which describe the types of columns.
+
+The project copies the features of a column without importing `datasets`, and `datasets` can read them back.
+"""
 
 import json
 from typing import Any

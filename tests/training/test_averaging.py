@@ -1,4 +1,7 @@
-"""Averages of weights, compared with a slow loop over the steps' weights. A resumed training has the same bits."""
+"""Averages of weights, compared with a slow loop over the weights of all steps.
+
+A training that is interrupted and resumed must end with a bit-identical average.
+"""
 
 from dataclasses import replace
 from itertools import islice

@@ -95,7 +95,7 @@ def test_tokens_without_a_label_have_no_loss_and_no_gradient() -> None:
 
 
 def test_ids_that_the_pupil_does_not_know_belong_to_the_rest() -> None:
-    """The teacher knows three ids more than the pupil. They are never its likeliest ids."""
+    """The teacher knows three ids that the pupil does not know. None of the three is the likeliest id of a token."""
     teacher_NV = logits(0, V + 3)
     teacher_NV[:, V:] -= 1.5
     whole = stored_top(teacher_NV, V + 3)

@@ -59,15 +59,19 @@ def gpt2() -> PreTrainedModel:
 
 
 def in_place_product(total: Shape, left: Shape, right: Shape, **_: object) -> int:
-    """Return the FLOP of `addmm_`, which torch does not count. It accumulates the gradient of the vocabulary."""
+    """Return the FLOP of the operation `addmm_`, which torch's counter leaves out.
+
+    The operation accumulates the gradient of the product with the vocabulary.
+    """
     return 2 * left[0] * left[1] * right[1]
 
 
 def counted(model: PreTrainedModel, loss: Callable[..., torch.Tensor], extra: int) -> tuple[float, float]:
-    """Return two numbers of FLOP that torch counts, forward and backward.
+    """Return the FLOP that torch counts in a forward and a backward pass, in two parts.
 
-    The first is that of products across positions: the unmasked half of attention, or a mixer's convolutions. The
-    second is that of all other operations.
+    The first part is the FLOP of products across positions: the half of attention's FLOP that is not masked, or the
+    FLOP of a mixer's convolutions. The second part is the FLOP of all operations except attention and convolutions.
+    `extra` is the number of tokens in each row beyond CONTEXT.
     """
     ids_BT = torch.randint(VOCABULARY_SIZE, (ROWS, CONTEXT + extra))
     batch = Batch(ids_BT, torch.full((ROWS,), CONTEXT + extra), torch.rand(ids_BT.shape))

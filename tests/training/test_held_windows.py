@@ -1,4 +1,4 @@
-"""Packed windows in memory: they take fewer bytes, and are selected unchanged."""
+"""Packed windows that are stored in fewer bytes of memory: selected windows equal the original windows."""
 
 import numpy as np
 import pytest

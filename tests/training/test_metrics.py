@@ -97,7 +97,10 @@ def test_the_progress_bar_shows_loss_speed_and_held_out_figures(
 def test_lines_replace_the_bar_without_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The evaluations are at steps 10, 20 and 25. If a line is due after no time at all, every step has one."""
+    """A line is printed at each evaluation, here at steps 10, 20 and 25, and whenever LINE_SECONDS have passed.
+
+    With LINE_SECONDS = 0, a line is also printed after every step.
+    """
     train(Bigrams(), circle(), loss, lambda model: {"held_out_loss": 1.25}, CONFIG, tmp_path / "a")
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(":")[0] for line in lines] == [f"step {step} of 25" for step in (10, 20, 25)]

@@ -59,7 +59,10 @@ def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> 
 
 
 def slow_probability(loss: float, entropy: float) -> float:
-    """Return the binary cross-entropy of one token. In its ln(1 - q), a loss below EPS counts as EPS."""
+    """Return the binary cross-entropy of one token, whose probability is q = exp(-loss).
+
+    In the term ln(1 - q), a loss below EPS is replaced by EPS.
+    """
     target = min(1.0, math.exp(-entropy))
     return target * loss - (1 - target) * math.log(-math.expm1(-max(loss, EPS)))
 
@@ -295,7 +298,10 @@ def test_the_probability_is_learned_at_the_label(entropy: float) -> None:
 
 @pytest.mark.parametrize("entropy", [0.3, 8.0, 60.0])
 def test_a_planted_gradient_of_the_probability(entropy: float) -> None:
-    """The gradient at loss l is p - (1 - p) / (exp(l) - 1). For a sure model it grows to 2 ** 23, but stays finite."""
+    """The gradient with respect to the loss l must be p - (1 - p) / (exp(l) - 1), where p = exp(-entropy).
+
+    For a sure model, l is near 0. The absolute value of the gradient then grows to at most 2 ** 23, and stays finite.
+    """
     losses_BT = torch.tensor([[0.0, 1e-6, 0.01, 0.7, 3.0, 30.0, 100.0]])
     gradient_BT = gradient(fast("probability"), losses_BT, torch.full_like(losses_BT, entropy))
     p = math.exp(-entropy)
@@ -304,9 +310,10 @@ def test_a_planted_gradient_of_the_probability(entropy: float) -> None:
 
 
 def test_the_gradient_of_the_probability_stays_small_at_the_logits() -> None:
-    """The gradient at the logits stays small even for a sure model, whose probability q is near 1.
+    """The gradient at the logits stays small even for a sure model, whose probability q of the token is near 1.
 
-    It is the gradient of cross-entropy times (q - p) / (1 - q), and the norm of the former falls with 1 - q.
+    This gradient is the gradient of cross-entropy at the logits, multiplied by (p - q) / (1 - q). p is the target
+    probability. The factor grows as q approaches 1, but the norm of the gradient of cross-entropy falls with 1 - q.
     """
     logits_TV = torch.tensor([[0.0, 0.0], [9.0, 0.0], [15.0, 0.0], [17.0, 0.0], [40.0, 0.0]], requires_grad=True)
     losses_BT = torch.nn.functional.cross_entropy(logits_TV, torch.zeros(5).long(), reduction="none").unsqueeze(0)

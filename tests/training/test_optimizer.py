@@ -90,7 +90,10 @@ def test_steps_are_those_of_two_optimizers(tmp_path: Path) -> None:
 
 
 def test_steps_have_the_size_of_adamw_steps() -> None:
-    """Size is the root mean square over a matrix. Muon's matrices are orthogonal only to within a third."""
+    """The size of a step is the root mean square of a matrix's change.
+
+    The bounds are wide, because the updates of Muon are orthogonal only approximately, to within a third.
+    """
     model, config = llama(), replace(CONFIG, weight_decay=0.0)
     before = deepcopy(model)
     optimizer = new_optimizer(model, config)

@@ -24,7 +24,7 @@ CONFIG = TrainingConfig(steps=12, tokens_per_batch=40, accumulate=2, learning_ra
 
 @pytest.fixture(autouse=True)
 def handler() -> Iterator[list[int]]:
-    """Yield the list of signals that the previous handler receives."""
+    """Install a handler of SIGTERM before the training does, and yield the list of the signals that it receives."""
     came: list[int] = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: came.append(number))
     yield came
@@ -74,7 +74,7 @@ def test_the_previous_signal_handler_is_restored(tmp_path: Path, handler: list[i
 
 
 def test_a_thread_trains_without_a_handler(tmp_path: Path, handler: list[int]) -> None:
-    """In a thread, as in Ray's workers, the signal goes to the previous handler."""
+    """A training in a thread, as in Ray's workers, leaves the signal to the handler that was installed before."""
     model = Bigrams()
     arguments = (model, circle(), stopped_in(3), evaluate, replace(CONFIG, steps=6), tmp_path)
     thread = threading.Thread(target=train, args=arguments)

@@ -112,7 +112,7 @@ def test_a_pass_resumes_from_every_position(dataset: AnnotatedDataset, packing: 
 
 
 def test_workers_resume_from_their_states(dataset: AnnotatedDataset) -> None:
-    """As in torchdata's StatefulDataLoader, each worker's dataset loads its state first, and then the iterator does."""
+    """States are loaded in the order of torchdata's StatefulDataLoader: a worker's dataset first, then its iterator."""
     for rank in range(2):
         place: dict[str, Any] = {"seed": 2, "rank": rank, "world_size": 2}
         whole = LabelledWindows(dataset, CUT, **place)

@@ -1,6 +1,6 @@
-"""A sample is labelled again by the recorded checkpoint.
+"""Verification labels a sample of the documents again, with the checkpoint that the dataset records.
 
-Labels of this checkpoint pass. Labels of another model or of another token are faults.
+Labels that this checkpoint gave pass. Labels that differ are faults, even if their shards match the receipts.
 """
 
 import shlex
@@ -36,12 +36,12 @@ WAYS: dict[str, tuple[str, ...]] = {
     "moved, without text": (),
     "folds": (),
 }
-"""Flags of pipeline.annotate in each way of labelling, in addition to the checkpoint and its method."""
+"""Further flags of pipeline.annotate for each way of labelling. Every way also has a checkpoint and a method."""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write checkpoints, a tokenizer with fewer tokens, and documents."""
+    """Write documents, checkpoints of every kind, and a tokenizer with fewer tokens than that of the checkpoints."""
     folder = tmp_path_factory.mktemp("sample")
     texts = sample_texts(12, 300)
     write_documents(folder / "in.parquet", [*texts, None])

@@ -80,7 +80,10 @@ def other_provenance(table: pa.Table) -> pa.Table:
 
 
 def edited(file: str, **changes: object) -> Callable[[Path], None]:
-    """Return a function that changes values in a JSON file; keys of `counts` are changed inside `counts`."""
+    """Return a function that sets values in a JSON file of a dataset, by key.
+
+    A key that the file's object `counts` contains is set in that object. Any other key is set at the top level.
+    """
 
     def plant(dataset: Path) -> None:
         values = json.loads((dataset / file).read_text(encoding="utf-8"))
