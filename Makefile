@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 # Three processes, each with one test file at a time. One of them runs all files that use Ray, and mostly waits for Ray.
 TESTS := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-.PHONY: setup demo test test-all bench lint lock docs pretrained peers
+.PHONY: setup demo test test-long test-all bench lint lock docs pretrained peers
 
 setup: $(INSTALLED)
 
@@ -24,7 +24,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(TESTS)
 
-# With the long forms of tests, which CI leaves out, and with coverage, which takes a fifth of the time.
+# With the tests marked `long`. CI runs these.
+test-long: $(INSTALLED)
+	$(TESTS) --long
+
+# With the tests marked `long` and `slow`, and with coverage, which takes a fifth of the time.
 test-all: $(INSTALLED)
 	$(TESTS) --slow --cov --cov-report=term:skip-covered
 

@@ -134,7 +134,8 @@ def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Docu
     """Read the documents, by default with the tokenizer of the language model to start from.
 
     Raises:
-        ValueError: if the language model has another tokenizer, or fewer token ids; or as `DocumentSettings.read` does.
+        ValueError: if the settings name another tokenizer than the language model's, or documents have token ids that
+            the language model lacks; or as `DocumentSettings.read` does.
     """
     if start is None or start.kind != "causal":
         return settings.read()

@@ -43,7 +43,7 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
 
 NOT_IN_FINGERPRINT = ("output", "workers", "address", "estimate")
 LOSS_ROWS = {
-    "training_loss": "objective since the evaluation before the last",
+    "training_loss": "objective, mean since the previous evaluation",
     "held_out_loss": "held-out cross-entropy",
     "out_of_distribution_loss": "cross-entropy on other text",
 }

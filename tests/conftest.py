@@ -37,6 +37,9 @@ MOUNT = ("mount", "-t", "tmpfs", "-o")
 # seconds, and if it reports while the process ends, after the last test, the result is a segmentation fault.
 TELEMETRY = "RAY_enable_open_telemetry"
 os.environ[TELEMETRY] = "0"
+# Ray runs workers at niceness 15. Next to busy test processes, a worker would take a minute to import torch.
+NICENESS = "RAY_worker_niceness"
+os.environ[NICENESS] = "0"
 # The tests' models are small: with several test processes, torch threads that wait for each other double the time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Time limits of single examples fail on a busy machine.
@@ -50,15 +53,17 @@ for number in (signal.SIGINT, signal.SIGHUP):
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="run the tests marked `slow` too")
+    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+    parser.addoption("--slow", action="store_true", help="run the tests marked `slow` and `long` too")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    slow = [] if config.getoption("--slow") else [item for item in items if item.get_closest_marker("slow")]
-    config.hook.pytest_deselected(items=slow)
+    marks = [] if config.getoption("--slow") else ["slow"] if config.getoption("--long") else ["slow", "long"]
+    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+    config.hook.pytest_deselected(items=left_out)
     # With several processes (pytest -n), files that take minutes come first.
     long = {item.path for item in items if item.get_closest_marker("cluster")}
-    left = (item for item in items if item not in slow)
+    left = (item for item in items if item not in left_out)
     items[:] = sorted(left, key=lambda item: (RAYS.index(ray_of(item.path)), item.path not in long))
     for item in items:
         if item.get_closest_marker("fineweb") and not os.environ.get("FINEWEB"):

@@ -107,6 +107,7 @@ def loaded(hub: Hub, home: Path) -> list[list[dict[str, Any]]]:
     return rows
 
 
+@pytest.mark.long
 def test_a_run_that_is_killed_twice_while_requests_fail_publishes_what_a_local_run_writes(
     hub: Hub, run: Run, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +188,7 @@ def check_that_others_read_it(folder: Path) -> None:
     assert kept == 1 < sum(part.num_row_groups for part in dataset.get_fragments())
 
 
+@pytest.mark.long
 def test_shards_go_by_xet_too(run: Run, tmp_path: Path, model: Path) -> None:
     file = write_documents(tmp_path / "in.parquet", sample_texts(6, 300))
     chosen = ("--input", file, "--estimator", model, "--rows-per-unit", 2)
@@ -276,6 +278,7 @@ def test_an_output_that_cannot_be_written_is_one_line(
     assert code == 1 and said in printed and len(printed.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
     hub: Hub, run: Run, tmp_path: Path, model: Path, small_disk: SmallDisk
 ) -> None:
@@ -291,11 +294,11 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
     assert code == 0 and "documents      316" in printed
 
 
-@pytest.mark.parametrize("more", [{}, {"_type": ["x", "y", "z"]}])
+@pytest.mark.parametrize("more", [{}, pytest.param({"_type": ["x", "y", "z"]}, marks=pytest.mark.long)])
 def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
 ) -> None:
-    """The source may have a column `_type`, although its card then cannot hold the names of classes."""
+    """The dataset keeps the names of its source's ClassLabel, even if a column `_type` keeps them out of the card."""
     columns = {"kind": [0, 1, None], **more}
     known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
     table = pa.table({"text": sample_texts(3, 200), **columns})

@@ -49,7 +49,7 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> 
         (0, *SIGNALS[0]),
         pytest.param(0, *SIGNALS[1], marks=pytest.mark.slow),
         pytest.param(1, *SIGNALS[0], marks=[pytest.mark.cluster, pytest.mark.slow]),
-        pytest.param(1, *SIGNALS[1], marks=pytest.mark.cluster),
+        pytest.param(1, *SIGNALS[1], marks=[pytest.mark.cluster, pytest.mark.long]),
     ],
 )
 def test_an_interrupted_annotation_says_how_far_it_is_and_the_same_command_resumes(

@@ -58,6 +58,7 @@ def shown_metrics(head: Head) -> str:
         return str(answer.read().decode())
 
 
+@pytest.mark.long
 def test_a_job_is_submitted_followed_interrupted_and_resumed(
     ray_head: Head, tmp_path: Path, run_command: RunCommand
 ) -> None:

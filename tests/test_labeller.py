@@ -119,6 +119,7 @@ def test_batches_of_datasets_become_columns(second_order: Labeller) -> None:
         assert row["num_tokens"] == len(expected)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_labels_in_actors(second_order: Labeller) -> None:
     given = ray.data.from_arrow(pa.table({"text": TEXTS}))

@@ -27,7 +27,9 @@ def run(environment: dict[str, str], *arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [pytest.param(LOCALES[0], marks=pytest.mark.slow), LOCALES[1]], ids=lambda each: each["LC_ALL"]
+    "environment",
+    [pytest.param(LOCALES[0], marks=pytest.mark.slow), pytest.param(LOCALES[1], marks=pytest.mark.long)],
+    ids=lambda each: each["LC_ALL"],
 )
 def test_an_annotation_its_card_and_its_page_are_utf_8(tmp_path: Path, environment: dict[str, str]) -> None:
     write_documents(tmp_path / "in.parquet", [TEXT] * 3, **{"naïve": ["ä"] * 3})

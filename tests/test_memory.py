@@ -50,6 +50,7 @@ def write_bomb(folder: Path, name: str) -> Path:
     return file
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "outcome"),
     [
@@ -68,6 +69,7 @@ def test_a_driver_stays_below_a_gibibyte(tmp_path: Path, name: str, outcome: str
     assert outcome in peak.outcome and peak.size < DRIVER, peak
 
 
+@pytest.mark.long
 def test_a_worker_stays_below_two_gibibytes(tmp_path: Path) -> None:
     """The file has a document that is too long, a document of a single word, and a long value repeated in many rows."""
     texts = ["the cat sat " * 2_500_000, "~" * 4000, *["y" * 10_000_000] * 50, "a"]

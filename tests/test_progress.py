@@ -117,7 +117,7 @@ def lines_of(run: Run, units: list[Unit], pool: WorkerPool, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_documents_are_counted_while_their_unit_is_labelled(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:

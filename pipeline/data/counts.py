@@ -72,9 +72,9 @@ class Unknown:
 
 
 def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
-    """Return a description of the text for which a tokenizer has no token.
+    """Return the ids, bytes and characters that show text for which a tokenizer has no token.
 
-    The description is cached on the tokenizer, which must not be changed afterwards.
+    The result is cached on the tokenizer, which must not be changed afterwards.
     """
     attributes = vars(tokenizer)
     if KEPT not in attributes:

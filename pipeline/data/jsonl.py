@@ -161,7 +161,10 @@ class Types:
 
 
 def shape(value: Any, depth: int = 0) -> Shape:
-    """Return a value's shape, which determines the value's type. Most values of a column have the same shape."""
+    """Return the Python types of a JSON value and of everything in it.
+
+    They determine the value's Arrow type, and are the same for most values of a column.
+    """
     kind = type(value)
     if kind is int:
         # `datasets` decodes integers of JSON below 2**64 as integers, and larger ones as floats, as Arrow does.

@@ -248,7 +248,7 @@ def _grow(ledger: Ledger, units: Sequence[Unit], schema: pa.Schema | None) -> No
 def _is_whole(shard: Path, receipt: Receipt) -> bool:
     """True if a shard has the SHA-256 of its receipt.
 
-    Without this check, a damaged shard would be rewritten and get a new receipt.
+    Without this check, the copy of a damaged shard would get a valid receipt, and the damage would be hidden.
     """
     with shard.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == receipt.sha256

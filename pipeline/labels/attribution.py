@@ -72,10 +72,10 @@ def token_entropies(
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    The states equal those of `estimator.decode` if the embedding is zeros and no token attends to its position. Here,
-    the sequence has no position for the embedding. The states are the same without it, because only differences of
-    rotary positions matter. The state at the embedding's position would be zeros, because Llama blocks have no bias.
-    The first token is therefore predicted from a state of zeros, with all logits 0. It often has the highest score.
+    The embedding's position is left out of the sequence. The states equal those of `estimator.decode` with an embedding
+    of zeros that no token attends to, because rotary attention depends only on differences of positions. The first
+    token is predicted from a state of zeros, with all logits 0: this is the state that Llama blocks, which have no
+    bias, give to such an embedding. The first token therefore often has the highest score.
 
     Raises:
         ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.

@@ -98,11 +98,11 @@ def _without_steps(name: str, value: Any) -> Any:
 def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
     """Check that the requested training can continue the average of the weights in the kept state.
 
-    `last` has the settings of the finished training. The number of all steps determines the step at which the average
-    begins, so this step differs if more steps are requested.
+    `last` has the settings of the finished training. With more steps, the average begins at a later step. The kept
+    average must then have no weights from before that step.
 
     Raises:
-        ValueError: if the requested average begins later than that of the finished training, but not after the step of
+        ValueError: if the requested average begins after that of the finished training, but no later than the step of
             the kept state.
     """
     state, begins = last.lasting_step or 0, training.first_averaged

@@ -86,9 +86,9 @@ def check_sample(
     If no checkpoints are `named`, those of the provenance are used.
 
     Raises:
-        LeftOutError: if a checkpoint of the provenance is not available on this machine or did not label the dataset,
-            or if labelling needs text that was not kept.
-        ValueError: if the named checkpoints did not label the dataset.
+        LeftOutError: if a checkpoint of the provenance is missing on this machine or has changed since it labelled the
+            dataset, or if labelling needs text that was not kept.
+        ValueError: if the named checkpoints are not those that labelled the dataset.
     """
     annotator = load_annotator(_run(stored, provenance, named), device_here())
     faults, tokens = list[Fault](), 0

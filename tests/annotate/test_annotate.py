@@ -202,7 +202,10 @@ def test_an_interrupted_run_resumes_and_ends_the_same(run_command: RunCommand, t
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("method", ["second-order", "exact", pytest.param("causal", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "method",
+    ["exact", pytest.param("second-order", marks=pytest.mark.long), pytest.param("causal", marks=pytest.mark.slow)],
+)
 def test_shards_are_the_same_bits_in_this_process_and_in_workers(
     run_command: RunCommand, tmp_path: Path, method: str
 ) -> None:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from pipeline.engine.plan import fast_dtype
 from pipeline.labels.torch_labeller import load_labeller
 from schemas.annotations import ENTROPY, Dtype
 from tests.benchmarks.figure import Figure, median_seconds
-from tests.smollm2 import INSTALLED, SEPARATOR, save_smollm2
+from tests.smollm2 import INSTALLED, SEPARATOR, smollm2_folder
 
 MISSING = None if INSTALLED and find_spec("lm_eval") else "`make pretrained peers` was not run"
 CONTEXT = 2048
@@ -48,17 +47,15 @@ QUICK = Size(documents=1, repeats=1)
 def figures(size: Size) -> Iterator[Figure]:
     threads, auto = torch.get_num_threads(), fast_dtype("cpu")
     torch.set_num_threads(1)
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        save_smollm2(folder)
-        texts, tokens, source = _documents(folder, size.documents)
-        ways = {
-            "ours": _ours(folder, texts, auto),
-            "theirs": _theirs(folder, texts, auto),
-            "wide": _ours(folder, texts, "float32"),
-        }
-        totals = {name: np.array(way()) for name, way in ways.items()}
-        turns = [median_seconds(ways, 1) for _ in range(size.repeats)]
+    folder = smollm2_folder()
+    texts, tokens, source = _documents(folder, size.documents)
+    ways = {
+        "ours": _ours(folder, texts, auto),
+        "theirs": _theirs(folder, texts, auto),
+        "wide": _ours(folder, texts, "float32"),
+    }
+    totals = {name: np.array(way()) for name, way in ways.items()}
+    turns = [median_seconds(ways, 1) for _ in range(size.repeats)]
     torch.set_num_threads(threads)
     speeds = {name: tokens / median(turn[name] for turn in turns) for name in ways}
     shown = (

@@ -104,6 +104,7 @@ def test_nats_of_documents_are_sums_over_their_windows(student: Student) -> None
         assert nats == pytest.approx(slow, abs=1e-4)
 
 
+@pytest.mark.long
 def test_flooding_with_the_truth_does_not_overfit_and_cross_entropy_does(tmp_path: Path) -> None:
     study = drawn_study("markov-1", ContestSettings(document_tokens=32, fresh_documents=2), 32, 32)
     training = TrainingConfig(steps=120, tokens_per_batch=1024, learning_rate=5e-3, evaluate_every=20)

@@ -151,6 +151,7 @@ def test_skippable_frames_are_skipped() -> None:
     assert content_of(b"".join(frames), "zstd") == b"one two"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compression", sorted(WRITE))
 def test_memory_is_bounded_whatever_a_file_expands_to(compression: str) -> None:
     stored = WRITE[compression](bytes(300_000_000))

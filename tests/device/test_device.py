@@ -27,6 +27,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
     return read_lines(file)
 
 
+@pytest.mark.long
 def test_every_section_has_a_figure_or_a_reason(lines: list[Line]) -> None:
     assert [*dict.fromkeys(line.section for line in lines)] == ["machine", *SECTIONS, "checkpoints"]
     assert all(bool(line.figures) != bool(line.reason) for line in lines)
@@ -34,23 +35,27 @@ def test_every_section_has_a_figure_or_a_reason(lines: list[Line]) -> None:
     assert len(reasons) < len(lines) / 3 and not any(reason.startswith("failed") for reason in reasons)
 
 
+@pytest.mark.long
 def test_the_same_labels_come_again(lines: list[Line]) -> None:
     same = [line.figures for line in lines if line.what.endswith("the same bits")]
     assert len(same) == 3
     assert all(figures["twice"] == figures["batch-invariant"] == 1 for figures in same)
 
 
+@pytest.mark.long
 def test_bfloat16_moves_the_labels_of_the_shipped_checkpoints_a_little(lines: list[Line]) -> None:
     moved = [line.figures for line in lines if line.what.endswith("bfloat16 against float32")]
     assert len(moved) == 3
     assert all(0 < float(figures["mean"]) < 0.1 and float(figures["99.9%"]) < 1 for figures in moved)
 
 
+@pytest.mark.long
 def test_both_ways_to_a_surprisal_agree(lines: list[Line]) -> None:
     differences = [float(line.figures["totals differ by"]) for line in lines if line.section == "peers"]
     assert len(differences) == 2 and max(differences) < 1e-3
 
 
+@pytest.mark.long
 def test_the_page_shows_every_line(lines: list[Line]) -> None:
     page = tables(lines)
     assert page.count("\n| ") == len(lines) + page.count("| measurement |")

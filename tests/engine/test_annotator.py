@@ -95,6 +95,7 @@ def test_any_row_of_parquet_becomes_a_row(tmp_path_factory: pytest.TempPathFacto
         assert "\ud800" not in (row["text"] or "") or "\ufffd" in row["text"]
 
 
+@pytest.mark.long
 def test_four_megabytes_of_one_character_and_thirty_thousand_words(tmp_path: Path) -> None:
     texts = ["a" * 4_000_000, *(f"word{row}" for row in range(30_000)), "end"]
     run, units = text_run(tmp_path, write_documents(tmp_path / "in.parquet", texts), rows_per_unit=12_000)
@@ -170,6 +171,7 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
     assert annotator.device_lock.acquire(blocking=False), "the device is still held"
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
     """A worker holds at most seven chunks of rows at once, which are 1,800 of these rows. Both units have more rows."""
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))

@@ -25,6 +25,7 @@ def documents(folder: Path, rows: int) -> Path:
     return write_documents(folder / "in.parquet", ["text"] * rows, input_ids=token_rows(rows))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("kills", "rows"), [(2, 60), pytest.param(20, 500, marks=pytest.mark.slow)])
 def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     tmp_path: Path, ray_head: Head, kills: int, rows: int
@@ -58,6 +59,7 @@ def test_a_driver_that_is_killed_again_and_again_leaves_the_same_dataset(
     assert len(Ledger(run.subset).finished()) == rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("process", ["raylet", pytest.param("gcs_server", marks=pytest.mark.slow)])
 def test_a_killed_ray_ends_the_driver_with_a_message_and_the_same_command_resumes(tmp_path: Path, process: str) -> None:
     """Ray itself would let the driver wait forever, or end its process silently."""
@@ -80,6 +82,7 @@ def test_a_killed_ray_ends_the_driver_with_a_message_and_the_same_command_resume
     assert shards(output) == undisturbed(run, units, tmp_path / "plain")
 
 
+@pytest.mark.long
 def test_a_node_that_joins_is_used_and_a_lost_node_costs_no_row(tmp_path: Path) -> None:
     file, output = documents(tmp_path, rows=60), tmp_path / "out"
     run, units = planned_run(output, [file], rows_per_unit=1)

@@ -77,6 +77,7 @@ def folder_of_ray() -> Path:
     return Path(worker._global_node.get_temp_dir_path()).parent
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_another_user_who_knows_the_address_gets_nothing(ray_cluster: None, nobody: int) -> None:
     reach = (ray.get_runtime_context().gcs_address, str(folder_of_ray()))
@@ -201,6 +202,7 @@ with ending_in_a_line(resumes=True), cluster("local"):
 """
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 @pytest.mark.parametrize("during", [pytest.param("processes", marks=pytest.mark.slow), "connect"])
 def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, during: str) -> None:
@@ -217,6 +219,7 @@ def test_sigterm_while_it_starts_is_one_line_and_leaves_nothing(tmp_path: Path, 
     temporary.rmdir()
 
 
+@pytest.mark.long
 @pytest.mark.cluster
 def test_it_starts_in_any_environment(tmp_path: Path) -> None:
     """Ray starts without a home, with a long TMPDIR, in the C locale, with closed input and with few open files."""

@@ -117,7 +117,11 @@ def test_units_of_a_worker_that_dies_are_assigned_again(tmp_path: Path, fault: i
 
 @pytest.mark.parametrize(
     ("fault", "reason"),
-    [(KILLS_ALWAYS, "(3 attempts)"), (NOT_FINITE, "not trained (2 attempts)"), (999, "999 do not fit")],
+    [
+        (KILLS_ALWAYS, "(3 attempts)"),
+        pytest.param(NOT_FINITE, "not trained (2 attempts)", marks=pytest.mark.long),
+        pytest.param(999, "999 do not fit", marks=pytest.mark.long),
+    ],
 )
 def test_only_the_unit_that_cannot_be_labelled_is_quarantined(tmp_path: Path, fault: int, reason: str) -> None:
     run, units = planned(tmp_path, {4: fault})
@@ -177,6 +181,7 @@ def load_short_of_memory(run: Run, device: Device) -> Annotator:
     return replace(annotator, labellers=(replace(labeller, of_windows=LimitedDevice(labeller, once=True)),))
 
 
+@pytest.mark.long
 def test_a_device_that_is_out_of_memory_for_a_moment_changes_no_bit(tmp_path: Path) -> None:
     from pipeline.engine.annotator import load_annotator
     from tests.tiny_models import tiny_estimator
@@ -223,7 +228,11 @@ def test_a_model_that_no_worker_can_use_ends_the_run_at_once_with_one_message(
 
 
 @pytest.mark.parametrize(
-    ("load", "message"), [(load_and_die, "3 workers failed to start"), (load_what_is_not_there, "is broken")]
+    ("load", "message"),
+    [
+        (load_and_die, "3 workers failed to start"),
+        pytest.param(load_what_is_not_there, "is broken", marks=pytest.mark.long),
+    ],
 )
 def test_workers_that_cannot_load_end_the_run(tmp_path: Path, load: Load, message: str) -> None:
     run, units = planned(tmp_path)

@@ -1,4 +1,4 @@
-"""Memorised nats of documents: repeated documents have most, sums equal a loop, and intervals equal a bootstrap."""
+"""Memorised nats of documents: most for repeated documents, with the sums of a loop and a bootstrap's intervals."""
 
 import math
 from functools import partial

@@ -9,7 +9,7 @@ GIT_ATTRIBUTES = "".join(f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n" for
 
 
 def is_large(path: str, size: int, attributes: bytes = GIT_ATTRIBUTES) -> bool:
-    """Return whether a file is stored by LFS, which its size or the repository's .gitattributes decides."""
+    """True if a file is stored by LFS, because of its size or because of the repository's .gitattributes."""
     rules = [line.split() for line in attributes.decode().splitlines()]
     return size > LARGE or any("filter=lfs" in rule[1:] and _named(path, rule[0]) for rule in rules)
 

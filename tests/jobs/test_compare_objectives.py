@@ -122,6 +122,7 @@ def test_cross_fitted_labels_come_from_the_training_documents(
     assert not (tmp_path / "out" / "labels" / "causal").exists()
 
 
+@pytest.mark.long
 def test_trials_end_when_the_command_is_killed(tiny: tuple[object, ...], tmp_path: Path) -> None:
     endless = (*tiny, "--training.steps", 1_000_000, "--output", tmp_path / "out")
     command = psutil.Popen([sys.executable, "-m", *map(str, endless)], stderr=subprocess.DEVNULL)

@@ -228,6 +228,7 @@ def test_a_reference_of_other_tokens_is_moved(
     assert code == 0 and "9 documents labelled again" in sample
 
 
+@pytest.mark.long
 @pytest.mark.fineweb
 @pytest.mark.pretrained
 @pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")

@@ -28,6 +28,7 @@ TINY = {
 }
 
 
+@pytest.mark.long
 def test_every_method_is_measured_on_every_source(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

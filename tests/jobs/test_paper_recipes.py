@@ -98,6 +98,7 @@ def test_the_dry_run_has_the_hours_that_a_recipe_states(
     assert step and int(step[1].replace(",", "")) == pytest.approx(TOKENS_OF_STEP, rel=0.03)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_a_recipe_that_is_shrunk_trains(recipe: Path, data: Path, tmp_path: Path) -> None:
     """The training runs in a process of its own, since a process can train in one precision only."""

@@ -12,6 +12,7 @@ JOB = "jobs.reproduce_figures"
 LOOK = ("--time", 0.0004, "--documents", 20, "--held-out", 1, "--processes", 1)
 
 
+@pytest.mark.long
 def test_every_figure_is_drawn(
     run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

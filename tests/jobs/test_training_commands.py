@@ -134,9 +134,9 @@ def quiet(commands: dict[str, tuple[object, ...]], job: str) -> tuple[object, ..
     ("job", "optimizer", "average"),
     [
         ("estimator", "adamw", "none"),
-        ("language_model", "adamw", "ema"),
+        pytest.param("language_model", "adamw", "ema", marks=pytest.mark.long),
         *(pytest.param(job, "adamw", "swa", marks=pytest.mark.slow) for job in ("second_order", "autoencoder")),
-        pytest.param("second_order", "muon", "none"),
+        pytest.param("second_order", "muon", "none", marks=pytest.mark.long),
     ],
 )
 def test_two_processes_with_or_without_shards_train_the_same_model_as_one(
@@ -194,6 +194,7 @@ def test_real_launchers_train_the_same_model_as_one_process(
     compare_processes(quiet(commands, "language_model"), tmp_path, run)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("job", [JOBS[0], pytest.param(JOBS[1], marks=pytest.mark.slow)])
 def test_a_training_killed_in_its_second_fold_resumes_there(
     commands: dict[str, tuple[object, ...]], tmp_path: Path, job: str
@@ -229,6 +230,7 @@ def test_two_processes_that_share_a_stream_train_the_same_model_as_one(
     assert "| 1 files, about 300 tokens at a time |" in card and "| the first 6 documents, " in card
 
 
+@pytest.mark.long
 def test_a_training_killed_within_a_stream_resumes_there(
     commands: dict[str, tuple[object, ...]], tmp_path: Path
 ) -> None:

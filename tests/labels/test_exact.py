@@ -140,6 +140,7 @@ def test_bfloat16_moves_labels_by_a_stated_bound(usual: bool, tokens: int, large
     assert (rounded_BT - exact_BT).abs().max() < largest
 
 
+@pytest.mark.long
 def test_a_compiled_decoder_gives_the_same_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a GPU, the traced graph runs as it is, because generated code takes minutes to compile on a busy CPU."""
     device, backend = ("cuda", "inductor") if torch.cuda.is_available() else ("cpu", "aot_eager")

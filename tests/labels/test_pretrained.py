@@ -23,7 +23,7 @@ from pipeline.models.loading import load_causal, load_estimator, load_second_ord
 from schemas.annotations import ENTROPY
 from tests.builders import sample_texts
 from tests.engine.fakes import label_documents
-from tests.smollm2 import INSTALLED, SEPARATOR, save_smollm2
+from tests.smollm2 import INSTALLED, SEPARATOR, smollm2_folder
 
 pytestmark = [pytest.mark.pretrained, pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")]
 
@@ -47,9 +47,8 @@ class Labelled:
 
 
 @pytest.fixture(scope="session")
-def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Pretrained:
-    folder = tmp_path_factory.mktemp("smollm2")
-    save_smollm2(folder)
+def smollm2() -> Pretrained:
+    folder = smollm2_folder()
     tokenizer = load_tokenizer(folder)
     return Pretrained(load_causal(folder), tokenizer, tokenizer.get_vocab()[SEPARATOR])
 

@@ -145,6 +145,7 @@ def checkpoint(method: Method) -> PreTrainedModel:
     return models[method]()
 
 
+@pytest.mark.long
 def test_a_document_of_half_a_million_tokens_is_labelled_to_its_end(tmp_path: Path) -> None:
     tiny_second_order(context=256).save_pretrained(tmp_path)
     (ids,) = random_documents(500_000)

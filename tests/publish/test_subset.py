@@ -81,8 +81,10 @@ FILES_THERE = (
     ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
     ["some files/a[1]*.parquet", "other.parquet"],
 )
+MARKS = {(0, False): (), (1, True): (), (2, True): pytest.mark.long, (3, False): pytest.mark.long}
+"""Marks of the pairs of files and of whether there is a card. The other pairs are slow."""
 PAIRS = [
-    pytest.param(paths, card, marks=() if (place in (1, 2)) == (card is not None) else pytest.mark.slow)
+    pytest.param(paths, card, marks=MARKS.get((place, card is not None), pytest.mark.slow))
     for place, paths in enumerate(FILES_THERE)
     for card in (None, CARD)
 ]

@@ -10,6 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import datasets
 import pytest
 import ray
 import torch
+import transformers
 from transformers import PreTrainedModel
 
 from pipeline.models.checkpoint import SHIPPED
@@ -194,6 +196,7 @@ class Notebook:
 def notebook(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Notebook]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(transformers, "TrainingArguments", partial(transformers.TrainingArguments, max_steps=2))
         yield Notebook({"rank": 0, "ranks": 1})
         ray.shutdown()
 

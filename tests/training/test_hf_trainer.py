@@ -132,7 +132,7 @@ def test_a_trainer_takes_the_same_steps_as_an_explicit_loop(tmp_path: Path, accu
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("packed", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("objective", get_args(ObjectiveName))
 def test_a_step_of_several_batches_equals_one_batch_or_is_refused(
     tmp_path: Path, objective: ObjectiveName, packed: bool

@@ -49,7 +49,9 @@ def tokens_of(windows: Iterator[Any]) -> list[int]:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("workers", [0, 1, 2, 4])
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(1, marks=pytest.mark.long), 2, pytest.param(4, marks=pytest.mark.long)]
+)
 def test_every_token_comes_once_per_epoch(
     dataset: AnnotatedDataset, workers: int, ranks: int, packing: Packing
 ) -> None:

@@ -169,6 +169,7 @@ def test_the_decay_follows_the_settings(tmp_path: Path) -> None:
     assert all(not torch.equal(rates[one], rates[other]) for one, other in combinations(rates, 2))
 
 
+@pytest.mark.long
 def test_a_compiled_training_differs_only_by_rounding(tmp_path: Path) -> None:
     plain, compiled, seen = Bigrams(), Bigrams(), []
 

@@ -97,7 +97,9 @@ def changed(dataset: Path, change: Callable[[np.ndarray], np.ndarray]) -> None:
     (dataset / "README.md").unlink()
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=pytest.mark.long) if way in ("exact", "folds") else way for way in WAYS]
+)
 def test_labels_of_the_checkpoint_pass_and_others_are_faults(
     way: str, folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
