@@ -9,7 +9,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NoReturn
@@ -54,7 +54,7 @@ def run(command: Callable[..., int | None], module: str, *, resumes: bool = True
         try:
             _require_text(arguments)
             parser = _parser(command, module, arguments)
-            FLAGS.update(_flags(parser))
+            FLAGS.update(_flags(command))
             code = parser(arguments, exit_on_error=False, print_error=False)
         except (ValueError, OSError, HTTPError, cyclopts.CycloptsError) as error:
             if isinstance(error, BrokenPipeError) and output_is_closed():
@@ -159,8 +159,10 @@ def _join(description: Any) -> None:
         description.primary_renderable = Text("\n\n".join(" ".join(each.split()) for each in paragraphs))
 
 
-def _flags(parser: cyclopts.App) -> dict[str, str]:
+@cache
+def _flags(command: Callable[..., int | None]) -> dict[str, str]:
     """Return the flag of each setting, by the setting's name (`steps`) and by its path (`training.steps`)."""
+    parser = cyclopts.App(default_command=command, default_parameter=cyclopts.Parameter(negative=()))
     flags = [name for argument in parser.assemble_argument_collection() for name in argument.names]
     paths = {flag.removeprefix("--").replace("-", "_"): flag for flag in flags if flag.startswith("--")}
     return {path.rpartition(".")[2]: flag for path, flag in paths.items()} | paths

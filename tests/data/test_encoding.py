@@ -217,6 +217,7 @@ def test_characters_that_become_longer_and_shorter(cut: Tokenizer) -> None:
     require_same(cut, [f"a{longer}{shorter} b", f"a{shorter}{longer} b"])
 
 
+@pytest.mark.long
 def test_every_pair_of_neighbours(cut: Tokenizer) -> None:
     require_same(cut, [f"a{first}{second}b {second} {first}." for first, second in product(set(ATOMS), repeat=2)])
 
@@ -226,6 +227,7 @@ def test_sample_texts_twice(cut: Tokenizer) -> None:
         require_same(cut, sample_texts(20))
 
 
+@pytest.mark.long
 @pytest.mark.fineweb
 def test_rows_of_fineweb(cut: Tokenizer) -> None:
     require_same(cut, pq.read_table(os.environ["FINEWEB"], columns=["text"]).column("text").to_pylist()[::8])

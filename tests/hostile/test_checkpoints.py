@@ -128,6 +128,7 @@ def labels(place: Path) -> Path:
 STARTS = [each for each in ALL if each.kind != "second-order" and each.says is not None]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hostile", STARTS, ids=lambda each: each.name)
 def test_a_training_that_starts_from_a_hostile_checkpoint_ends_in_one_line(
     hostile: Hostile,

@@ -111,6 +111,7 @@ def test_an_attackers_folder_reaches_nothing_outside_it(
     assert_secret_kept(hub, prey.outside.parent)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("trick", [trick for trick in TRICKS if not trick.startswith("link")])
 def test_an_attackers_repository_reaches_nothing_on_the_disk(
     trick: str, prey: Prey, good: Path, hub: Hub, attempt: Callable[..., None]

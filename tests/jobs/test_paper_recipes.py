@@ -78,6 +78,7 @@ def test_the_commands_of_a_recipe_are_understood(recipe: Path, monkeypatch: pyte
         assert understood(words, monkeypatch, module).output is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_the_dry_run_has_the_hours_that_a_recipe_states(
     recipe: Path, data: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]

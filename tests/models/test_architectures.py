@@ -50,6 +50,7 @@ def test_labels_match_the_models_own_logits_one_by_one_and_in_a_batch(architectu
         torch.testing.assert_close(alone_1T[0], together_BT[row, :length], atol=1e-4, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in REFUSED])
 def test_labels_in_bfloat16_match_the_models_own_logits(architecture: str) -> None:
     """Some architectures keep float32 between or after layers."""

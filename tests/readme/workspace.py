@@ -5,6 +5,7 @@ import os
 import shlex
 import subprocess
 import sys
+from contextlib import chdir
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.models.checkpoint import SHIPPED
 from pipeline.models.loading import save_checkpoint
 from schemas.rows import FINEWEB
 from tests.builders import sample_texts, write_documents
+from tests.forkserver import Forked
 from tests.hub import Hub
 from tests.jobs import test_compare_objectives as comparison
 from tests.jobs.test_measure_truth import TINY
@@ -40,7 +42,16 @@ class Workspace:
         return {"PATH": programs, "PYTHONPATH": str(ROOT), "HF_HOME": home, **self.hub.environment}
 
     def run(self, command: str) -> tuple[int, str]:
-        """Run a command in a shell. Return the exit code and the printed text."""
+        """Run a command in a process of its own, and return the exit code and the printed text.
+
+        A job or a command of the pipeline runs in a fork of a process that has imported torch, and any other command in
+        a shell.
+        """
+        python, option, *words = self.words(command)
+        if (python, option) == ("python", "-m") and words[0].startswith(("pipeline.", "jobs.")):
+            with chdir(self.folder):
+                process = Forked(*words, environment=self.environment)
+            return process.wait(300), "".join(process.communicate())
         ran = subprocess.run(
             command,
             shell=True,

@@ -368,6 +368,7 @@ def test_the_page_follows_the_readers_colour_scheme(browser: Browser, file: Path
         report.page.close()
 
 
+@pytest.mark.long
 def test_two_hundred_long_documents_open_at_once(browser: Browser, tmp_path: Path) -> None:
     """The time to open the page is measured as processor time, which other programs do not increase."""
     tokens, labels = [[*range(90)] * 18] * 200, [[*(place / 16 for place in range(90))] * 18] * 200
