@@ -27,7 +27,13 @@ from pipeline.models.sizes import Tuning
 
 FORWARD_AND_BACKWARD = 3
 PASSES: dict[Tuning, int] = {"frozen": 1, "lora": 2, "whole": FORWARD_AND_BACKWARD}
-"""Forward passes that the training of a pretrained language model costs, by its tuning."""
+"""Cost of the products with a pretrained language model's weights, in forward passes, by its tuning."""
+PREDICTIVE_PRODUCTS: dict[Tuning, int] = {"frozen": 2, "lora": 4, "whole": 5}
+"""Products with the vocabulary in a step of a residual second-order model, by the tuning of its language model.
+
+The forward pass takes one for the losses and one for the entropies of predictions. The backward pass computes the
+losses' product again and takes one for the gradient of the states and, unless the head is frozen, one for its own.
+"""
 VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
 
@@ -40,7 +46,7 @@ class Part(NamedTuple):
     start: int = 0
     """Number of positions in addition to one position per token of the window, for example for a start token."""
     passes: int = FORWARD_AND_BACKWARD
-    """Cost of the forward and the backward pass together, in forward passes."""
+    """Cost of the weights' products in the forward and the backward pass together, in forward passes."""
 
 
 def training_flop(
@@ -57,9 +63,11 @@ def training_flop(
     flop = dict[str, float]()
     for part in model_parts(model):
         passes = part.passes + more_forwards
+        # Attention has no weights of its own: its backward pass is complete, even if weights around it are frozen.
+        passes_across = (FORWARD_AND_BACKWARD if part.passes > 1 else 1) + more_forwards
         positions_W = lengths_W.astype(np.float64) + part.start
         weights = sum(map(matrix_weights, (part.stack, *part.linear)))
-        mixing = passes * float(mixing_flop(part.stack, positions_W).sum())
+        mixing = passes_across * float(mixing_flop(part.stack, positions_W).sum())
         linear = passes * 2 * weights * float(positions_W.sum())
         flop[part.name] = flop.get(part.name, 0.0) + linear + mixing
         flop[ACROSS_POSITIONS] = flop.get(ACROSS_POSITIONS, 0.0) + mixing
@@ -139,7 +147,7 @@ def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
     The unit is the cost of a single product, of all states with the head [V, D].
     """
     if isinstance(model, SecondOrderModel) and model.config.form == "residual":
-        return FORWARD_AND_BACKWARD + 2  # once more in the backward pass, and once for the entropies of predictions
+        return PREDICTIVE_PRODUCTS[model.config.tuning]
     if isinstance(model, PretrainedEstimator):  # the head itself is trained only with the whole language model
         return FORWARD_AND_BACKWARD + int(model.config.tuning == "whole")
     return FORWARD_AND_BACKWARD + 1 if predicts else 0
