@@ -1,4 +1,4 @@
-"""Flags, YAML files that they override, help, and one line for a mistake."""
+"""Command line: flags, which override YAML files; the help; and one-line messages of mistakes."""
 
 import logging
 import os

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 from pipeline.data.annotated import AnnotatedDataset
 from pipeline.data.packing import BestFit, CutAtEnd, CutWithOverlap, Packing
+from pipeline.models.loading import load_causal
 from pipeline.training.config import ObjectiveSettings
 from pipeline.training.hf_trainer import (
     IGNORED,
@@ -26,6 +27,7 @@ from pipeline.training.hf_trainer import (
     window_rows,
 )
 from pipeline.training.torch_dataset import LabelledWindows
+from tests.forkserver import group
 from tests.labelled import LABELS, LENGTHS, TOKENS, write_labelled
 from tests.tiny_models import tiny_language_model
 
@@ -110,11 +112,11 @@ def weights(model: PreTrainedModel) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def stepped(dataset: AnnotatedDataset, steps: int) -> PreTrainedModel:
+def stepped(dataset: AnnotatedDataset, steps: int, batch_size: int = 3) -> PreTrainedModel:
     """Return a model that an explicit loop has trained for this number of steps."""
     model, collator = new_model(), EntropyCollator(0, LENGTH)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    loader = DataLoader(LabelledWindows(dataset, CUT, seed=2, epochs=None), batch_size=3, collate_fn=collator)
+    loader = DataLoader(LabelledWindows(dataset, CUT, seed=2, epochs=None), batch_size, collate_fn=collator)
     for batch in islice(loader, steps):
         optimizer.zero_grad()
         slow_loss(model, batch).backward()
@@ -151,6 +153,20 @@ def test_processes_of_a_trainer_divide_the_windows(dataset: AnnotatedDataset, wo
         loader = DataLoader(part, batch_size=2, num_workers=workers, collate_fn=EntropyCollator(0, LENGTH))
         found += predicted(iter(loader))
     assert set(found) == set(LABEL_OF) and len(found) < 1.5 * len(LABEL_OF)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [1, 2])
+def test_processes_of_a_trainer_take_the_steps_of_one_loop_over_all_their_windows(
+    dataset: AnnotatedDataset, tmp_path: Path, processes: int
+) -> None:
+    """The job passes `rank=0, world_size=1` and no dispatched batches, as the documentation says."""
+    job = ("tests.training.trainer_job", "--labels", dataset.source, "--output", tmp_path, "--steps", 3)
+    for process in group(processes, *job):
+        assert process.wait(300) == 0, process.communicate()
+    trained = load_causal(tmp_path)
+    expected = stepped(dataset, 3, batch_size=3 * processes)
+    torch.testing.assert_close(weights(trained), weights(expected), atol=1e-6, rtol=1e-4)
 
 
 def iterable_rows(windows: LabelledWindows) -> IterableDataset:
