@@ -116,7 +116,7 @@ class Config:
     processes: int | None = None
     """Number of models to train at a time; one per CPU core by default."""
     dry_run: bool = False
-    """Print the methods, the number of trainings and their FLOP, and stop. No labels are made for a source."""
+    """Print the methods, the number of trainings and their FLOP, and stop before any document is labelled."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)

@@ -47,7 +47,8 @@ class Compression:
     """Loss in nats per token, with the cost of storing embeddings."""
     bits_per_byte: float
     worth: float | None = None
-    """Nats per token that the embeddings save, compared with those of another document; None without embeddings."""
+    """Nats per token by which the loss is lower with a document's own embeddings than with another document's; None
+    without embeddings."""
     worth_error: float | None = None
     """Half the width of the worth's 95% confidence interval over documents."""
 

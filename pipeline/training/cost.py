@@ -1,8 +1,8 @@
 """Dry run of a training: its size, compute, memory and time, printed instead of training.
 
-Parameters, FLOP, and the memory of weights, gradients, optimizer and average are computed from the model. The memory of
-activations is measured on two windows and scaled. The speed is measured by a few training steps on the devices of all
-processes, or computed for a GPU with an assumed utilisation.
+Parameters, FLOP, and the memory of weights, averaged weights, gradients and optimizer are computed from the model. The
+memory of activations is measured on two windows and scaled. The speed is measured by a few training steps on the
+devices of all processes, or computed for a GPU with an assumed utilisation.
 
 B rows, T tokens.
 """
