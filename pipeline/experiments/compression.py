@@ -47,9 +47,9 @@ class Compression:
     """Loss in nats per token, with the cost of storing embeddings."""
     bits_per_byte: float
     worth: float | None = None
-    """Nats per token that the embeddings save, compared with those of another document; None without embeddings."""
+    """Nats per token that embeddings save, compared with embeddings of another document; None without embeddings."""
     worth_error: float | None = None
-    """Half the width of the worth's 95% confidence interval over documents."""
+    """Half the width of the 95% confidence interval of `worth` over documents."""
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:
