@@ -61,7 +61,10 @@ class Config:
 
 
 def audit(config: Config) -> None:
-    """Measure how much of an annotated dataset a causal language model has memorised: its losses below the labels."""
+    """Measure how much of an annotated dataset a causal language model has memorised.
+
+    The model has memorised a token if its loss for the token is below the token's label.
+    """
     from pipeline.experiments.document_reader import DocumentReader, audited  # imports torch, which takes seconds
 
     if config.output is not None:

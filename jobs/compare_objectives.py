@@ -79,15 +79,15 @@ class Config:
     """With --labels, tokenizer folder of the models. The nats of each labelled token are divided among the new tokens
     that cover the same bytes. By default, the models have the tokenizer of the datasets."""
     teacher: Path | None = None
-    """With --labels, a causal language model that was trained on other text. It must have the tokens of the compared
-    models. Its labels are named `teacher`. Methods that distil a teacher's predictions or start from its weights need
-    --teacher or --cross-fitted."""
+    """With --labels, a causal language model that was trained on other text. It must read the same tokens as the
+    compared models. Its labels are named `teacher`. Methods that distil a teacher's predictions or start from its
+    weights need --teacher or --cross-fitted."""
     methods: tuple[str, ...] = ()
     """Names of the methods to compare, as in results.md. The baseline, cross-entropy, is always one of them. By
     default, all methods are compared."""
     chosen: str | None = None
-    """Name of the labels for methods that are tried with one kind of labels. By default, these are the first labels or,
-    for a source, the causal labels. Flood and floor are tried with all labels."""
+    """Name of the labels for methods that are tried with only one kind of labels. By default, the labels named `causal`
+    are used, or the first labels if no labels have this name. Flood and floor are tried with all kinds of labels."""
     documents: int = 128
     """Number of documents to train on. With --labels, they are the first documents that --skip does not leave out."""
     skip: int = 0
@@ -116,7 +116,8 @@ class Config:
     processes: int | None = None
     """Number of models to train at a time; one per CPU core by default."""
     dry_run: bool = False
-    """Print the methods, the number of trainings and their FLOP, and stop before any document is labelled."""
+    """Print the methods, the number of trainings and their FLOP, and stop. No model is trained, not even to make
+    labels."""
     model: Sizes = field(default_factory=Sizes)
     training: StudyTraining = field(default_factory=StudyTraining)
     contest: ContestSettings = field(default_factory=ContestSettings)

@@ -56,7 +56,10 @@ def measure_agreement(config: Config) -> None:
 
 
 def groups(pairs: Sequence[Pair], config: Config) -> Iterator[tuple[str, Sequence[Pair]]]:
-    """Yield groups of documents with a name: all documents, then a group per range of lengths and per value of `by`."""
+    """Yield the name and the documents of each group.
+
+    The first group is all documents. Then follow a group per range of lengths, and a group per value of `by`.
+    """
     yield "all documents", pairs
     for start, stop in zip((1, *LENGTHS), (*LENGTHS, None), strict=True):
         name = f"{start:,} tokens or more" if stop is None else f"{start:,} to {stop - 1:,} tokens"

@@ -44,8 +44,8 @@ class Config(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Measure on the last documents: this many, or by default half of all documents. The documents before them
-    calibrate the range of int8 embeddings."""
+    """Number of documents to measure on, taken from the end. By default, this is half of all documents. The documents
+    before them calibrate the range of int8 embeddings."""
     window: int | None = None
     """Largest number of tokens that a model reads at a time. By default, the context of the model."""
     tokens_per_batch: int = 8192

@@ -56,7 +56,7 @@ class Config(Inputs):
     documents: int = 2000
     """Read at most this many documents, including those held out."""
     held_out: int = 20
-    """Hold out this many documents, the last of the input, for evaluation only."""
+    """Number of documents that are used only for evaluation. They are the last of the documents that are read."""
     time: float = 1.0
     """Multiply each figure's number of training steps by this factor; choose a factor below 1 for a quick look."""
     processes: int | None = None

@@ -2,7 +2,8 @@
 
 The autoencoder is trained on windows that are as long as the context, except shorter windows at the ends of documents.
 An estimator must learn windows of every length, because its labels are differences of code lengths of prefixes. An
-autoencoder makes no labels, and does not need this. The held-out loss is measured on windows of the same kind.
+autoencoder makes no labels, and does not need windows of every length. The held-out documents are cut into windows in
+the same way as the training documents.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_autoencoder` starts.

@@ -3,9 +3,9 @@
 Training must cover every length, since an exact label is the difference between the code lengths of two prefixes (paper
 section 3). Held-out loss is measured on windows of the whole context.
 
-An estimator is trained from scratch, or around a pretrained causal language model that --init-from names. Such an
-estimator begins with the losses of the language model. The checkpoint holds only the weights that were trained, and
-names the language model.
+An estimator is trained from scratch, or around a pretrained causal language model that --init-from names. An estimator
+around a language model begins with the losses of the language model. Its checkpoint holds only the weights that were
+trained, and names the language model.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_estimator` starts.
@@ -45,9 +45,9 @@ class Config:
     """Folder to write the checkpoint to."""
     init_from: str | None = None
     """Model to start from: a causal language model, around which the estimator is built, or an estimator with the sizes
-    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. From
-    an estimator whose embedding enters the decoder at another place, only the weights of encoder and decoder are
-    copied."""
+    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. Only the
+    weights of the encoder and the decoder are copied from an estimator whose embedding enters the decoder in another
+    form, or above another layer, than in the model to train."""
     folds: int = 1
     """Number of cross-validation folds; one estimator is trained for each fold. With several folds, each estimator is
     trained without the documents of its fold, so that it can label these documents without having seen them."""
@@ -55,8 +55,8 @@ class Config:
     """Causal language model to use as the encoder, with the tokenizer of --init-from. By default, the language model of
     --init-from is both encoder and decoder, with the same weights."""
     start_token: str | None = None
-    """Text of the token that the language models read before every window. By default, this is the beginning or end of
-    sequence that the tokenizer of --init-from declares."""
+    """Text of the token that the language models read before every window. By default, this is the
+    beginning-of-sequence token that --init-from declares, or else the end-of-sequence token."""
     kept_states: int = 2**20
     """Number of tokens for which the states of a frozen language model are kept in memory, so that later epochs need
     not compute them again. SmolLM2-135M takes 2.3 KB per token."""
@@ -167,7 +167,10 @@ def train_on(
 
 
 def new_model(documents: Documents, start: Checkpoint | None, config: Config) -> Estimator:
-    """Return the estimator to train: around a language model, or with the requested sizes."""
+    """Return the estimator to train.
+
+    If `start` is a language model, the estimator is built around this model. Otherwise, it has the requested sizes.
+    """
     import torch
 
     torch.manual_seed(config.training.seed)

@@ -75,7 +75,7 @@ class Config:
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
+    """Hold out this many documents, the last ones, for evaluation only. Default: one in twenty, but at most 500."""
     out_of_distribution: tuple[str, ...] = ()
     """Files of other text to evaluate on, in addition to the held-out documents. Give them as in --input of
     pipeline.annotate."""

@@ -79,7 +79,7 @@ class Config:
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500."""
+    """Number of documents at the end to hold out for evaluation only. The default is one in twenty, but at most 500."""
     model: SecondOrderSizes = field(default_factory=SecondOrderSizes)
     training: TrainingSettings = field(default_factory=TrainingSettings)
     estimate: Annotated[DryRunSettings, cyclopts.Parameter(name="*")] = field(default_factory=DryRunSettings)
@@ -302,7 +302,7 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
 def around_language_model(plan: Prepared, start: Checkpoint, settings: dict[str, Any]) -> SecondOrderModel:
     """Return a second-order model around a language model that is frozen, or adapted by LoRA.
 
-    `settings` are the fields of its configuration that do not concern the language model.
+    `settings` are the fields of the second-order model's configuration that do not concern the language model.
     """
     from pipeline.models.backbone import Backbone
     from pipeline.models.loading import load_causal
@@ -325,7 +325,7 @@ def require_same_form(start: Checkpoint, config: Config) -> None:
     """Raise if a second-order model to start from does not have the outputs that the settings name.
 
     Raises:
-        ValueError: if its form, or its number of transformers, is another one.
+        ValueError: if the model's form or number of transformers differs from the settings.
     """
     its = {name: start.config.get(name, default) for name, default in (("form", "direct"), ("transformers", 1))}
     if its != {"form": config.form, "transformers": config.transformers}:

@@ -1,6 +1,6 @@
 """Cleaning of text before it is shown. Credentials are removed, and control characters are escaped.
 
-Commands print with `say`. Errors pass through `describe` and `one_line`, log records through `LineFormatter`.
+Commands print with `say`. `describe` and `one_line` clean the messages of errors. `LineFormatter` cleans log records.
 """
 
 import logging
@@ -76,9 +76,9 @@ FLAGS: dict[str, str] = {}
 def redacted(text: str) -> str:
     """Replace each credential in the text by `***`.
 
-    These are credentials: users and passwords in URLs; all parameters of URLs, except harmless parameters; other
-    parameters, headers and settings whose name suggests a secret; tokens and keys in well-known formats; and the values
-    of environment variables whose name suggests a secret, plain or quoted for a URL.
+    These are credentials: users and passwords in URLs; all parameters of URLs, except harmless parameters; headers,
+    settings and parameters outside URLs, if their names suggest a secret; tokens and keys in well-known formats; and
+    the values of environment variables whose name suggests a secret, plain or quoted for a URL.
     """
     for secret in _environment_secrets():
         text = text.replace(secret, REMOVED)
@@ -121,9 +121,10 @@ def _is_secret(parameter: str) -> bool:
 
 
 def _environment_secrets() -> list[str]:
-    """Return the values of environment variables whose names suggest secrets, plain and quoted for a URL.
+    """Return the values of environment variables whose names suggest secrets.
 
-    The longest comes first, because a value may be part of another value.
+    Each value is returned unchanged, and also quoted for a URL. The longest comes first, because a value may be part of
+    another value.
     """
     values = [value for name, value in os.environ.items() if SECRET_VARIABLE.search(name)]
     secrets = {form for value in values if len(value) >= SHORTEST_SECRET for form in (value, quote(value, safe=""))}

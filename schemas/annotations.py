@@ -295,7 +295,8 @@ class Provenance:
         """Raise if a number is out of range.
 
         Raises:
-            ValueError: naming the first field with a number that no run writes, or what is wrong with the calibration.
+            ValueError: if a field has a number that no run writes, or if the calibration is impossible. The message
+                names the first such field, or says what is wrong with the calibration.
         """
         ranges = {
             "vocabulary": 0 < self.vocabulary <= MOST_VOCABULARY,

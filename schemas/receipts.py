@@ -41,7 +41,8 @@ class Counts:
     rows_with_unknown_text: int = 0
     """Rows with characters that the tokenizer replaced by its unknown token, or dropped."""
     rows_with_replacements: int = 0
-    """Rows whose text contains U+FFFD, the replacement for invalid Unicode, whether inserted by the run or earlier."""
+    """Rows whose text contains U+FFFD, the replacement for invalid Unicode. The run inserted it, or the text had it
+    before."""
     rows_without_fit: int = 0
     """Rows whose domain has no fit of its own in the calibration. Their labels got the pooled fit."""
     rows_changed: int = 0

@@ -32,8 +32,10 @@ KEY_DESCRIPTIONS = {
 def sidecar_schema(source: pa.Schema, provenance: Provenance) -> pa.Schema:
     """Return the schema of a sidecar: the keys, then the label columns.
 
+    The source's `id` is a key only if it is text or a whole number.
+
     Raises:
-        ValueError: if columns of the source are to be copied, or its `id` is not text or a whole number.
+        ValueError: if `provenance` asks for the text or for other columns of the source.
     """
     if provenance.columns or provenance.keep_text:
         raise ValueError("a `sidecar` holds no columns of the source; leave `columns` and `keep_text` out")

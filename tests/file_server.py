@@ -16,7 +16,7 @@ class Faults:
     """Faults of a server: none at first; tests may set any of them at any time."""
 
     status: int | None = None
-    """HTTP status of all answers. They then have no content."""
+    """HTTP status of all answers, which have no content. If None, the server answers without this fault."""
     bytes_sent: int | None = None
     """Number of bytes of a body after which the connection is dropped."""
     tells_length: bool = True

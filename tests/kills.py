@@ -33,7 +33,8 @@ MOST_KILLS = 3
 """Maximum number of signals in a trial. After the last signal, the command is left to complete."""
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 FINE = {signal.SIGKILL: {-9, 0}, signal.SIGTERM: {143, -15, 0}, signal.SIGINT: {130, -2, 0}}
-"""Allowed exit codes by signal: -15 and -2 while a command imports or ends, 0 if the signal came after its end."""
+"""Allowed exit codes by signal. The codes -15 and -2 mean that the signal came while the command was importing modules
+or ending. The code 0 means that the signal came after the command had ended."""
 
 
 @dataclass(frozen=True)

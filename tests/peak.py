@@ -17,7 +17,7 @@ from pipeline.data.files import find_files
 
 
 class Peak(NamedTuple):
-    """Peak memory of a process in bytes, and the outcome."""
+    """Peak memory of a process in bytes, and the outcome of its operation as text."""
 
     size: int
     outcome: str
@@ -48,7 +48,10 @@ def annotate_fast(file: Path) -> str:
 
 
 def annotate(file: Path, model: str | None = None) -> str:
-    """Annotate as a driver and a worker do, by default with the shipped model. Return the outcome as text."""
+    """Annotate a file as a driver and a worker do, by default with the shipped model.
+
+    Return the exit code and the numbers of rows as text.
+    """
     from pipeline.annotate.__main__ import annotate
     from pipeline.annotate.config import Config
     from pipeline.data.ledger import Ledger

@@ -76,7 +76,7 @@ def featured() -> pa.Table:
 
 
 def plain() -> pa.Table:
-    """Return a table with a column of each Arrow type that `datasets` loads and the table of `featured` lacks.
+    """Return a table with a column of each Arrow type that `datasets` loads, except the types of `featured`'s table.
 
     Some columns have unusual names.
     """

@@ -1,4 +1,4 @@
-"""Annotation on a cluster, by `ray job submit` to a head, here on loopback."""
+"""Annotation on a Ray cluster: `ray job submit` sends the command to the cluster's head. The head runs on loopback."""
 
 import os
 import subprocess

@@ -17,7 +17,7 @@ LOCALES = [{"LC_ALL": "C"}, {"LC_ALL": "POSIX", "PYTHONIOENCODING": "latin-1"}]
 def run(environment: dict[str, str], *arguments: object) -> None:
     """Run a command in the locale that `environment` sets, and assert that the command succeeds.
 
-    Python may not switch to UTF-8 by itself: its UTF-8 mode and its coercion of the C locale are turned off.
+    Two ways in which Python itself switches to UTF-8 are turned off: its UTF-8 mode and its coercion of the C locale.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG"))}
     off = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", **environment}

@@ -27,7 +27,10 @@ REORDERING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}
 
 
 def is_harmless(text: str) -> bool:
-    """Return True if, by Unicode's tables, no character is a control, line end or surrogate, or sets a direction."""
+    """Return True if a text has no controls, line ends, surrogates or characters that set a direction.
+
+    The kind of each character is taken from Unicode's tables.
+    """
     kinds = {unicodedata.category(character) for character in text}
     return not kinds & {"Cc", "Cs", "Zl", "Zp"} and not REORDERING & set(map(unicodedata.bidirectional, text))
 

@@ -92,7 +92,10 @@ def folder(materials: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 
 def contents(folder: str | Path) -> dict[str, int]:
-    """Return the files below a folder and when they were written, except the locks of runs, which are empty."""
+    """Return the time at which each file below a folder was last written, in nanoseconds.
+
+    The locks of runs are left out, because they are empty.
+    """
     found = dict[str, int]()
     for entry in os.scandir(folder):
         if entry.is_dir(follow_symlinks=False):

@@ -1,6 +1,7 @@
 """Private names of libraries that this project uses, with the purpose of each: any release may change them.
 
-After a failure: find the library's new way, change the module, and then change the bound in pyproject.toml.
+If a test fails, find out what replaces the private name in the new release of the library. Change the module of this
+project that uses the name, and then the library's upper bound in pyproject.toml.
 """
 
 import ast

@@ -44,7 +44,7 @@ def report_of(*outcomes: UnitResult | Quarantined | None) -> Throughput:
 
 @pytest.fixture
 def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list with the present time in seconds, which tests change."""
+    """Return a list whose only item is the present time in seconds. Tests set the clock by changing this item."""
     times = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: times[0])
     return times

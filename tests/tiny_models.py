@@ -82,8 +82,8 @@ def chain_language_model(table: np.ndarray, *, context: int = 32) -> PreTrainedM
     """Return a language model whose predictions are those of a Markov chain.
 
     Row s of `table` is the distribution of the symbol that follows symbol s. Before a document, the model reads a start
-    token. Its id is the number of symbols, and the model predicts after it as after symbol 0. The number of symbols
-    must be odd: the model's width is larger by one, and rotary positions need an even width.
+    token, whose id is the number of symbols. The distribution that follows the start token is row 0. The number of
+    symbols must be odd: the model's width is larger by one, and rotary positions need an even width.
     """
     symbols = len(table)
     config = llama_config(vocab_size=symbols + 1, width=symbols + 1, layers=1, heads=1, context=context)

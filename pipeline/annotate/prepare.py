@@ -172,7 +172,7 @@ def rows_per_unit_for(config: Config, rows: int, existing: Plan | None) -> int:
 
 
 def tokens_for(checkpoints: Sequence[Checkpoint], config: Config) -> TokenSource:
-    """Return the source of token ids that the settings name, by default the first checkpoint's tokenizer.
+    """Return the requested source of token ids. By default, this is the tokenizer of the first checkpoint.
 
     Raises:
         ValueError: if a checkpoint would read ids that are not in its vocabulary.
@@ -213,9 +213,10 @@ def windows_for(config: Config, contexts: Sequence[int | None]) -> tuple[int, in
 
 
 def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tuple[LabelColumn, ...]:
-    """Return the requested columns of labels, or those of the run that is resumed, or the method's default.
+    """Return the requested columns of labels.
 
-    `moved` is True if the written tokens are not those that the checkpoint reads.
+    If no columns are requested, return the columns of the run that is resumed. Without such a run, return the method's
+    default columns. `moved` is True if the written tokens differ from the tokens that the checkpoint reads.
 
     Raises:
         ValueError: if ranks are requested and `moved` is True. Unlike nats, ranks cannot be divided among tokens.
@@ -240,10 +241,12 @@ class Predictions(TypedDict):
 def predictions_for(config: Config, vocabulary: int, moved: bool, existing: Plan | None) -> Predictions:
     """Return the requested numbers of most probable and of sampled ids per token, or those of the run that is resumed.
 
-    `vocabulary` is the number of ids that the checkpoints predict.
+    `vocabulary` is the number of ids that the checkpoints predict. `moved` is True if the written tokens are not those
+    that the checkpoint reads.
 
     Raises:
-        ValueError: if there are fewer ids than requested, or if the ids would be those of another tokenizer.
+        ValueError: if `vocabulary` is smaller than the requested number of most probable ids, or if ids are requested
+            and `moved` is True. Unlike nats, ids cannot be transferred to the tokens of another tokenizer.
     """
     run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
     top_k, sampled = config.top_k, config.sampled_ids

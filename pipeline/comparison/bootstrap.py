@@ -41,8 +41,8 @@ def mean_loss(nats_SM: np.ndarray, tokens_M: np.ndarray, seed: int = 0) -> Inter
 def paired_difference(nats_SM: np.ndarray, baseline_SM: np.ndarray, tokens_M: np.ndarray, seed: int = 0) -> Interval:
     """Return a method's mean loss minus the baseline's, in nats per token, with its interval.
 
-    A resample takes the same documents and seeds from both, so that hard documents and lucky seeds affect both equally.
-    The method is better than the baseline if the difference is below zero. A method with a single seed is compared with
-    all of the baseline's seeds.
+    A resample takes the same documents and seeds for method and baseline, so that hard documents and lucky seeds affect
+    both equally. The method is better than the baseline if the difference is below zero. A method with a single seed is
+    compared with all of the baseline's seeds.
     """
     return mean_loss(nats_SM - baseline_SM, tokens_M, seed)

@@ -67,9 +67,9 @@ def methods_for(labels: Sequence[str], chosen: str, *, distils: Sequence[int], f
     """Return all methods that can be compared with these labels.
 
     `labels` has the names of all kinds of labels. `flood` and `floor` are tried with every kind. The other objectives
-    that need labels are tried with the kind `chosen` only. For each number in `distils`, there is a method of
-    distillation from this many of a teacher's most probable ids per token. 0 stands for all ids. With `from_teacher`,
-    there are also methods that start from the teacher's weights.
+    that need labels are tried with the kind `chosen` only. For each number k in `distils`, there is a method of
+    distillation from a teacher's k most probable ids per token. If k is 0, the method uses all ids. With
+    `from_teacher`, there are also methods that start from the teacher's weights.
     """
     floods = [
         Method(name=f"{name}, {each}", objective=name, labels=each, own=LEVELS)

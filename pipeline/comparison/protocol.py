@@ -28,7 +28,7 @@ def search(student: Student, trials: Sequence[Trial], processes: int | None) -> 
 
 
 def choose(curves: Curves) -> dict[Method, Trial]:
-    """Return the trial of each method with the lowest development loss at any evaluation."""
+    """For each method, return the trial that reached the lowest development loss at any of its evaluations."""
     best: dict[Method, Trial] = {}
     for trial, curve in curves.items():
         if trial.method not in best or lowest(curve) < lowest(curves[best[trial.method]]):

@@ -40,7 +40,8 @@ class Standing:
     development: float
     """Lowest development loss of all trials of the method."""
     test: Interval
-    """Mean test loss of the trained models, one per seed, each taken from the step with its lowest development loss."""
+    """Mean test loss of the trained models, one per seed. Each model is taken from the step with its lowest development
+    loss."""
     above_baseline: Interval
     """Test loss minus the baseline's test loss, paired by document and seed."""
     last: float
@@ -110,8 +111,9 @@ def _standing(
 def _labelling_flop(study: Study, method: Method) -> float:
     """Return the FLOP spent to make the labels, or the teacher, that a method learns from.
 
-    For a method with a teacher's predictions or weights, this is the largest FLOP that any labels of the study took.
-    Return NaN if the FLOP is not known, or if the method needs neither labels nor a teacher.
+    `study.labelling_flop` has the FLOP of each kind of labels. If the method learns from a teacher's predictions or
+    weights, return the largest of these values. Return NaN if the FLOP is not known, or if the method needs neither
+    labels nor a teacher.
     """
     if method.distils is not None or method.from_teacher:
         return max(study.labelling_flop.values(), default=nan)
@@ -168,7 +170,8 @@ def _trial_rows(tried: Curves) -> Iterator[dict[str, object]]:
 def markdown(found: Sequence[Standing], truth: float | None) -> str:
     """Return the standings as a Markdown table. Differences whose interval excludes zero are bold.
 
-    The column TFLOP has the compute of one training. If the compute of making its labels is known, it is added.
+    The column TFLOP has the compute of one training. If the compute of making the method's
+    labels is known, it is shown after a plus sign.
     """
     known = "" if truth is None else f"The true distribution's test loss is {truth:.3f} nats per token.\n\n"
     elsewhere = not all(isnan(standing.elsewhere) for standing in found)

@@ -37,8 +37,8 @@ def ids_stored(tokens: int, vocabulary: int) -> tuple[int, ...]:
 class StoredPredictions:
     """A folder of a teacher's predictions for all N tokens of a corpus: labels, and log-probabilities in float16.
 
-    Log-probabilities of the K most probable ids are always stored. Those of all ids of the vocabulary are stored too if
-    they take at most 64 GiB.
+    The log-probabilities of the K most probable ids are always stored. The log-probabilities of all ids of the
+    vocabulary are stored too if they take at most 64 GiB.
     """
 
     folder: Path
@@ -87,7 +87,7 @@ class StoredPredictions:
         start: int,
         windowing: Windowing,
     ) -> None:
-        """Write what the teachers predict for a corpus. Those in `teachers[k]` read the documents of fold k."""
+        """Write the teachers' predictions for a corpus. The teachers in `teachers[k]` read the documents of fold k."""
         self.folder.mkdir(parents=True, exist_ok=True)
         tokens, most = len(corpus.tokens_N), min(DISTILLED, vocabulary)
         top_ids_NK = self._new("top_ids", np.int32, (tokens, most))

@@ -44,7 +44,7 @@ QUANTILE = 0.5
 
 @dataclass(frozen=True)
 class Student:
-    """Sizes and training of the students of a study, and the folder for their trainings."""
+    """The student of a study: its sizes, its training settings, and the folder in which all trials are trained."""
 
     study: Study
     sizes: TransformerSizes
@@ -136,9 +136,10 @@ class Student:
         return {name: mean_loss(model, each, self.windowing, self.study.start) for name, each in evaluated.items()}
 
     def _test_losses(self, models: dict[str, PreTrainedModel]) -> Iterator[tuple[str, np.ndarray]]:
-        """Yield pairs of a name and the sums of losses, in nats, of the test documents [M].
+        """For each model, yield a name and the sum of the losses of each test document in nats [M].
 
-        The name is the model's name in `models`. For documents of another kind, the word `elsewhere` is added to it.
+        The name is the model's name in `models`. If the study also has test documents of another kind, the sums of
+        their losses are yielded next, and the word `elsewhere` is added to the name.
         """
         for name, model in models.items():
             yield name, document_nats(model, self.study.test, self.windowing, self.study.start)

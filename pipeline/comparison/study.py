@@ -41,7 +41,7 @@ class Study:
     elsewhere: Corpus | None = None
     """Test documents of another kind than the training documents."""
     predictions: StoredPredictions | None = None
-    """A teacher's predictions for each token of `seen`; None if no teacher of these tokens is known."""
+    """A teacher's predictions for each token of `seen`; None for a study without a teacher."""
     teacher: Path | None = None
     """Folder of a teacher's weights, from which a student can start."""
     teacher_nats: Mapping[str, np.ndarray] = field(default_factory=dict)
@@ -99,9 +99,9 @@ class Study:
     def with_labels(self, name: str | None, seed: int) -> Corpus:
         """Return the training documents with the labels called `name`, or without labels if `name` is None.
 
-        The name `shuffled NAME` stands for the labels called NAME after a random permutation among all tokens, and
-        `shuffled within tokens NAME` for a permutation among tokens with the same id and about the same position. The
-        names in NGRAMS stand for surprisals of n-gram models.
+        The name `shuffled NAME` stands for the labels called NAME, randomly permuted among all tokens. The name
+        `shuffled within tokens NAME` stands for the labels called NAME, randomly permuted among tokens with the same id
+        and about the same position. The names in NGRAMS stand for surprisals of n-gram models.
         """
         if name is None:
             return replace(self.seen, labels_N=np.full(len(self.seen.tokens_N), np.nan, np.float32))

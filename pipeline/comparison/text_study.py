@@ -35,7 +35,7 @@ def text_study(
 
     Args:
         sources: datasets by the name of their labels.
-        tokenizer: folder of the tokenizer to transfer documents and labels to; None for that of the datasets.
+        tokenizer: folder of the tokenizer to transfer documents and labels to; None to keep the datasets' tokenizer.
         sizes: numbers of training, development and test documents, which follow each other.
         elsewhere: files of other text to evaluate on, as for `find_documents`.
         skip: number of documents at the beginning of the datasets to leave out.

@@ -79,7 +79,7 @@ def _item(kind: pa.DataType) -> pa.Field:
 
 
 def is_json(field: pa.Field) -> bool:
-    """True if a plain field holds JSON text that `datasets` decodes."""
+    """True if a field of a `plain_schema` holds JSON text that `datasets` decodes."""
     return (field.metadata or {}).get(EXTENSION_NAME) == b"arrow.json"
 
 

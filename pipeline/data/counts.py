@@ -72,7 +72,7 @@ class Unknown:
 
 
 def unknown_text_of(tokenizer: Tokenizer) -> Unknown:
-    """Return the ids, bytes and characters that show text for which a tokenizer has no token.
+    """Return the ids, bytes and characters by which to recognise text for which a tokenizer has no token.
 
     The result is cached on the tokenizer, which must not be changed afterwards.
     """

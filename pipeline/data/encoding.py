@@ -176,7 +176,7 @@ def utf8_bytes(texts: pa.LargeStringArray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _by_piece(tokenizer: Tokenizer, texts: pa.Array | pa.ChunkedArray, pieces: Pieces) -> Encoded:
-    """Encode texts piece by piece. About RUN_BYTES of text are processed at a time, or a single longer piece."""
+    """Encode texts piece by piece. About RUN_BYTES of text are processed at a time, or more if a piece is longer."""
     text_N, borders_M = utf8_bytes(texts.combine_chunks() if isinstance(texts, pa.ChunkedArray) else texts)
     begins_N = np.zeros(len(text_N) + 1, dtype=bool)
     begins_N[cuts(text_N, pieces.beginnings)] = True
@@ -302,7 +302,7 @@ def _splits_at_cuts(tokenizer: Tokenizer) -> bool:
 
 
 def _pre_tokenizers_split(state: Any) -> bool:
-    """True if the pre-tokenizers are of kinds that split text at every cut.
+    """True if the pre-tokenizers are known to split a text at every place where this module cuts it.
 
     The last stage must be ByteLevel without a prefix space. Each earlier stage must be Digits with any settings, or a
     Split by one of PATTERNS. If there is no Split stage, ByteLevel must use its own pattern.

@@ -139,7 +139,7 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """Return the files and folders that are not below the output, and the URLs of those that are.
+    """Return the files and folders that are not below the output, and the URLs of all others, which are below it.
 
     If the input `named` is not a glob on a disk, all its files and folders are kept.
     """

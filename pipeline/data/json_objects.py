@@ -29,7 +29,7 @@ ADVICE = "write each object on a line of its own, as `jq -c .` does, or all in o
 
 
 class Object(NamedTuple):
-    """Parsed object and its stored length.
+    """Parsed object, and the length of its JSON text in the file.
 
     All text in the object is valid Unicode, since U+FFFD replaces each unpaired half of a surrogate pair.
     """
@@ -37,6 +37,8 @@ class Object(NamedTuple):
     row: dict[str, Any]
     """Keys and values of the object; empty if the object is too long."""
     size: int
+    """Length of the object's line in bytes, or of its text in an array in characters. A line that is too long is cut
+    before it is measured."""
     too_long: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Labels in nats as whole numbers of 1/128 nat, the step to which annotation rounds them.
+"""Labels as whole numbers in units of 1/128 nat. Annotation rounds labels to multiples of this unit.
 
 A whole number of 16 bits holds every rounded label below 256 nats exactly. A half-precision float takes two bytes too,
 but its steps are 1/64 nat or more from 16 nats on.

@@ -2,7 +2,7 @@
 
 `labelled_rows` yields documents, and `labelled_windows` packs documents into windows. Both functions return iterators
 with a small `state_dict` that JSON can hold. An iterator that loads this state continues with the item that would have
-come next. To do so, it reads only those earlier rows again that the packing had buffered.
+come next. To do so, it rereads only the earlier rows that the packing had buffered.
 
 In each epoch, the row groups are put end to end in the order of this epoch. This sequence of rows is divided into one
 stretch per rank, and all stretches have about the same length. Several ranks read the same row group only if a stretch
@@ -89,8 +89,7 @@ class Position(NamedTuple):
     rows: int = 0
     """Number of rows that are finished, counted over all epochs."""
     within: int = 0
-    """Amount of the rows after the first `rows` rows that is finished already. Each iterator defines the unit, for
-    example tokens or windows."""
+    """Progress beyond the first `rows` rows, in a unit that the iterator defines, such as tokens or windows."""
 
 
 class Resumable(Iterator[Item]):
@@ -109,7 +108,8 @@ class Resumable(Iterator[Item]):
         """Create an iterator that starts at a position.
 
         Args:
-            begin: function that takes a position and yields the items from there on, as pairs with the next position.
+            begin: function that takes a position and yields the items from this position on. Each item comes in a pair
+                with the position after the item.
             stream: all settings that determine the items, as values that JSON can hold.
             position: position to start at, a NamedTuple of integers.
         """

@@ -32,7 +32,7 @@ class PackedWindow(NamedTuple):
     input_ids_T: np.ndarray
     """Token ids, int32; 0 for padding, which is at the end of a window."""
     entropy_T: np.ndarray
-    """Labels in nats, float32; NaN for tokens without a label, separators and padding."""
+    """Labels in nats, float32; NaN for separators, padding and tokens without a label."""
     document_T: np.ndarray
     """Index of each token's document within the window, counted from 0, int32; PADDING for padding."""
 
@@ -93,8 +93,8 @@ class Packing(ABC):
 class CutAtEnd(Packing):
     """Packing of documents end to end: a document is cut at the end of a window and continues in the next window.
 
-    Only the last window has padding. `within` is the index, in the first unfinished document, of the token with which
-    the next window begins. The document's separator counts as a token.
+    Only the last window has padding. The next window begins at token `within` of the first unfinished document. The
+    index `within` is counted from 0, and the document's separator counts as a token.
     """
 
     overlap: ClassVar[int] = 0
@@ -149,8 +149,9 @@ class BestFit(Packing):
     """
 
     buffer: int = 256
-    """Number of tokens that are held in memory and packed together, measured in windows. On FineWeb with windows of
-    1,025 tokens, padding was 5.0% for a buffer of 16, 2.6% for 64, 1.4% for 256 and 0.9% for 1,024."""
+    """Size of the buffer in windows. Documents are held in memory until their tokens would fill this many windows, and
+    are then packed together. On FineWeb with windows of 1,025 tokens, padding was 5.0% for a buffer of 16 windows, 2.6%
+    for 64, 1.4% for 256 and 0.9% for 1,024."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -86,10 +86,10 @@ def keep_text(tokenizer: Tokenizer) -> None:
 
 
 def readable_from_text(tokenizer: Tokenizer) -> list[str]:
-    """Return the names of the special tokens and byte tokens that result from text which spells these names.
+    """Return the names of the special tokens and byte tokens that a text can produce by spelling their names.
 
     Each name is encoded by itself, as a word and within a word. The same texts are also encoded without the name,
-    because its token may also stand for unknown characters of the surrounding text. A name is returned only if its
+    because the token may also stand for unknown characters of the surrounding text. A name is returned only if its
     token occurs more often with the name than without it.
     """
     added = tokenizer.get_added_tokens_decoder().values()
@@ -112,7 +112,7 @@ def _note_dropout(file: Path, dropout: float) -> None:
 
 
 def _growth(normalizer: Any) -> float:
-    """Return the largest factor by which a normalizer with these settings can lengthen a text."""
+    """Return the largest factor by which a normalizer can lengthen a text. `normalizer` is its JSON object, or None."""
     if normalizer is None:
         return 1
     if normalizer["type"] == "Sequence":

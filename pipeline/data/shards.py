@@ -165,9 +165,10 @@ def _numbers(values: np.ndarray, kind: pa.DataType) -> pa.Array:
 
 
 def numbers_per_token(name: str, column: pa.Array, null: float = np.nan) -> np.ndarray:
-    """Return the numbers of a column of labels, [N], or [N, K] with K numbers per token, for the tokens of all rows.
+    """Return the numbers in a column of labels for the tokens of all rows.
 
-    `null` is the number for a token without a label.
+    The shape is [N] if the column has one number per token, and [N, K] if it has K numbers per token. `null` is the
+    number for a token without a label.
     """
     tokens = column.flatten()
     if name not in PREDICTION_COLUMNS:

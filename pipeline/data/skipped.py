@@ -70,8 +70,8 @@ def replaced_rows(column: pa.Array) -> int:
 def counted(batches: Iterable[pa.RecordBatch], place: str) -> Iterator[pa.RecordBatch]:
     """Yield the batches unchanged. At the end, log warnings about defective documents in the first column.
 
-    There are warnings about documents that are empty, too long or not valid Unicode. `place` says in these warnings
-    where the documents are.
+    There are warnings about documents that are empty, too long or not valid Unicode. The warnings give `place` as the
+    location of the documents.
     """
     rows = empty = replaced = long = 0
     for batch in batches:
@@ -95,5 +95,5 @@ def _warn_once(message: str) -> None:
 
 
 def _lengths(column: pa.Array) -> pa.Array:
-    """Return the number of bytes of each text, or of token ids in each list. The length of a null is null."""
+    """Return each document's length, in bytes for a text and in token ids for a list. The length of a null is null."""
     return pc.list_value_length(column) if pa.types.is_nested(column.type) else pc.binary_length(column)

@@ -250,9 +250,10 @@ class Annotator:
         )
 
     def read(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[tuple[list[np.ndarray], Ends | None]]]:
-        """Return the token ids of the dataset, and those of each reading (see the class) with the ends of its tokens.
+        """Return the dataset's token ids and, for each reading (see the class), its token ids and its ends.
 
-        The ends are pairs as in `ChunkReading.ends`, or None if a reading consists of the dataset's tokens.
+        Ends are byte positions in the texts at which tokens end, in pairs of arrays as in `ChunkReading.ends`. They are
+        None if the reading consists of the dataset's tokens.
         """
         assert self.tokenizer is not None
         written = encode_with_ends(self.tokenizer, texts)

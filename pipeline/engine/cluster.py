@@ -40,8 +40,8 @@ def cluster(address: str) -> Iterator[None]:
     """Start a private Ray on loopback if the address is LOCAL, else join the cluster at the address.
 
     On exit, end the private Ray or leave the cluster. If this process is already connected to a cluster, that
-    connection is used instead and stays open. No other cluster is joined, whereas a bare `ray.init()` would join any
-    cluster that it finds.
+    connection is used instead and stays open. A cluster is never joined merely because it is running. A bare
+    `ray.init()` would join any cluster that it finds.
 
     Raises:
         ConnectionError: if there is no cluster at the address, or a private Ray does not start.
@@ -62,7 +62,7 @@ def cluster(address: str) -> Iterator[None]:
 
 
 def run_in_processes(work: Callable[[], None], processes: int, address: str | None) -> None:
-    """Run `work` in several processes on the cluster, which form a torch process group.
+    """Run `work` in several processes on the cluster. The processes form a torch process group.
 
     Each process has a GPU if the cluster has GPUs.
 

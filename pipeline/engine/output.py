@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 
 class ExistingRun(NamedTuple):
-    """Plans of the run to resume, if there is one."""
+    """Run to resume: its plan in the repository and its plan in the output folder. Both are None if there is no run."""
 
     published: Plan | None
     """Plan in the repository, or None if the repository has no run."""
@@ -52,8 +52,8 @@ class ExistingRun(NamedTuple):
         """Raise if `run` cannot continue this existing run.
 
         Raises:
-            ValueError: if the settings or the columns differ. Unlike a repository, a folder may be extended with more
-                rows of the same source.
+            ValueError: if the settings or the columns differ. In a folder, more rows of the same source are not an
+                error, because the dataset can be extended. In a repository, they are an error.
         """
         for place, plan in ((output, self.published), (run.subset.root, self.in_folder)):
             if plan is not None:
@@ -105,7 +105,7 @@ def _require_continued(place: str, run: Run, existing: Provenance) -> None:
 def require_growing(
     place: str, subset: Subset, existing: Provenance, requested: Provenance, *, published: bool
 ) -> None:
-    """Raise if only the limit differs, and the existing dataset cannot change to the new limit.
+    """Raise if only the limit on documents differs, and the existing dataset cannot change to the new limit.
 
     A dataset on the Hub cannot grow, because its shards would be renamed, and readers know the old names.
 

@@ -136,7 +136,12 @@ def _cpu_flags(cpu_info: Path) -> set[str]:
 
 
 def reading_tokenizers(provenance: Provenance, checkpoints: Sequence[Path]) -> tuple[Path | None, ...]:
-    """Return the value of `Run.estimator_tokenizers`, given the checkpoint folder of each member."""
+    """Return the folders of the tokenizers whose tokens the checkpoints read, for `Run.estimator_tokenizers`.
+
+    `checkpoints` has the folder of the only checkpoint, or the folders of all members of an ensemble. The result has
+    one element for all checkpoints or, if the members have different tokenizers, one element per member. An element is
+    None if the checkpoint reads the tokens of `input_ids`.
+    """
     digests = [member.tokenizer_sha256 for member in provenance.members] or [provenance.estimator_tokenizer_sha256]
     read = tuple(folder if digest else None for folder, digest in zip(checkpoints, digests, strict=True))
     return read if provenance.has_several_tokenizers else read[:1]

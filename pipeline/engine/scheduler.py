@@ -236,10 +236,11 @@ class Backlog:
         return len(self.attempts[unit])
 
     def is_exhausted(self, unit: Unit, alive: set[str | None]) -> bool:
-        """True if a unit should not be retried: after ATTEMPTS failures, or two that found an invalid row or label.
+        """True if a unit should not be retried, because one of three limits has been reached.
 
-        A failure is not counted among ATTEMPTS if its node is no longer alive, because that is not the unit's fault.
-        But after NODES_LOST failures in all, the unit is not retried in any case.
+        The first limit is two failures that found an invalid row or label. The second limit is ATTEMPTS failures on
+        nodes that are still alive. A failure on a lost node does not count here, because it may not be the unit's
+        fault. The third limit is NODES_LOST failures of any kind.
         """
         attempts = self.attempts[unit]
         counted, wrong = (sum(failed.node in alive for failed in attempts), sum(failed.wrong for failed in attempts))
@@ -253,8 +254,8 @@ class Backlog:
     def take(self, worker: Hashable, *, alone: bool) -> Unit | None:
         """Return the next unit for an idle worker, or None if no unit can start now.
 
-        For GRACE seconds after its pause, a failed unit is reserved for workers that have not failed with it. If
-        `alone` is True, there are no other workers, and nothing is reserved.
+        A failed unit cannot start before its pause ends. For GRACE seconds after the pause, the unit is reserved for
+        workers that have not failed with it. If `alone` is True, there are no other workers, and no unit is reserved.
         """
         now, kept, taken = time.monotonic(), [], None
         while taken is None and self.failed and self.failed[0][0] <= now:

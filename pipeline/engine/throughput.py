@@ -61,7 +61,7 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """Idle share of the time in which units hold the device: the share in which the device does not label."""
+        """Share of idle time (without labelling) in the time for which units hold the device."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property

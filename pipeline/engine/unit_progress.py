@@ -34,8 +34,9 @@ class UnitProgress:
     def chunk(self, whole: Amount, batches: Sequence[WindowBatch]) -> Iterator[Callable[[WindowBatch], None]]:
         """Yield a function to call after each labelled batch of a chunk. On exit, add the whole chunk to `labelled`.
 
-        Until then, `labelled` includes a share of the chunk: the share of its requested labels that are done. The share
-        of the tokens in batches would be wrong, because overlapping windows have tokens in common.
+        Until then, `labelled` includes a share of the chunk: the number of finished labels divided by the number of
+        requested labels. A share of the batches' tokens would be wrong, because overlapping windows have tokens in
+        common.
         """
         before, requested = self.labelled, sum(map(_requested, batches))
         finished = 0

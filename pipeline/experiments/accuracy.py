@@ -102,7 +102,7 @@ def verdict(results: Sequence[Accuracy]) -> str:
     """Return Markdown lines that name the method with the smallest error in surprisal on each source.
 
     For every method other than the causal model, a further line names the sources on which the method has a smaller
-    error than the causal model. Methods for which there are no such sources share the last line.
+    error than the causal model. The last line names the methods that have a smaller error on no source.
     """
     lines: list[str] = []
     in_nats = [result for result in results if result.target == "surprisal" and result.bias is not None]

@@ -50,7 +50,7 @@ class Compression:
     """Nats per token by which the loss is lower with a document's own embeddings than with another document's; None
     without embeddings."""
     worth_error: float | None = None
-    """Half the width of the worth's 95% confidence interval over documents."""
+    """Half the width of the 95% confidence interval of `worth` over documents."""
 
     @classmethod
     def of(cls, account: Accounting, *, compressor: str, embedding: str = "", window: int) -> Self:

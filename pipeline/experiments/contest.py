@@ -91,7 +91,8 @@ def train_language_model(
 ) -> PreTrainedModel:
     """Train and return a causal language model of the size of the estimator's decoder, with the estimator's compute.
 
-    The start token is the first id after the vocabulary. With `keep_weights`, a finished model is loaded instead.
+    The start token is the first id after the vocabulary. With `keep_weights`, the trained weights are saved below
+    `folder`. A later call loads these weights instead of training.
     """
     stack = _stack_config(vocabulary + 1, settings)
     model = new_language_model(stack, start=vocabulary)
@@ -217,7 +218,7 @@ def hold_contest(name: str, settings: ContestSettings, folder: Path) -> Iterator
 def teachers_labels(
     source: KnownSource, estimator: EntropyEstimator, language_model: PreTrainedModel, settings: ContestSettings
 ) -> dict[str, Corpus]:
-    """Return two labelled corpora by the name of their teacher, which is `exact` (the estimator) or `causal`.
+    """Return two labelled corpora by the name of the teacher: `exact` (the estimator) or `causal` (a language model).
 
     Both corpora contain the same documents, and the same random tokens are labelled in both. Neither of the
     teachers' models was trained on these documents.

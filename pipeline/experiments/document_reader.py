@@ -1,8 +1,9 @@
 """Reader of annotated documents: a causal language model's losses of their tokens, compared with their labels.
 
-The model reads a document as for causal labels: after the start token and, if the document exceeds the context, in
-windows that overlap by half. With the packed windows of training, too little would seem memorised. In these windows,
-losses depend on the preceding documents, and the first tokens after a cut have hardly any context.
+A document is read in the same way as when a causal model labels it. The start token is read first. A document that
+exceeds the context is read in windows that overlap by half. With the packed windows of training, the memorised nats
+would be underestimated. In packed windows, losses depend on the preceding documents, and the first tokens after a cut
+have hardly any context.
 
 T tokens of a document.
 """
@@ -48,7 +49,7 @@ class DocumentReader:
         """Load a model onto the GPU or, without one, the CPU. `window` can only shorten the model's context.
 
         Raises:
-            ValueError: if the checkpoint holds no causal language model, or a model that cannot be used.
+            ValueError: if the checkpoint does not hold a causal language model, or if its model cannot be used.
         """
         device = device_here()
         model = load_causal(checkpoint.folder, device)

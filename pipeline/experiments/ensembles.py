@@ -41,19 +41,20 @@ class EnsembleAccuracy:
     bias: float
     """Mean of label - true surprisal, in nats."""
     spearman: float | None
-    """Spearman's rank correlation, over tokens, of the deviation of the models' surprisals and of |label - true
-    surprisal|; None for one model."""
+    """Spearman's rank correlation, over tokens, between the deviation of the models' surprisals and the error
+    |label - true surprisal|. None for one model."""
     spearman_of_documents: float | None
-    """Spearman's rank correlation, over documents, of the mean deviation and the mean |label - true surprisal| of a
-    document; None for one model."""
+    """Spearman's rank correlation over documents; None for one model. It compares two means over a document's tokens:
+    the mean deviation of the models' surprisals, and the mean |label - true surprisal|."""
 
 
 def compare_ensembles(
     name: str, settings: ContestSettings, sizes: Sequence[int], folder: Path
 ) -> Iterator[EnsembleAccuracy]:
-    """Train enough models for the largest ensemble on the source called `name`, and yield the accuracy of each size.
+    """Train models on the source called `name`, and yield the accuracy of ensembles of each size.
 
-    The first result is that of single models. Finished models in `folder` are loaded instead of trained.
+    As many models are trained as the largest ensemble has. The first result is the accuracy of single models. Finished
+    models in `folder` are loaded instead of trained.
     """
     source = SOURCES[name](np.random.default_rng(settings.seed))
     seen = drawn(source, settings.steps * settings.batch, settings, stream=2)
@@ -144,8 +145,8 @@ def markdown(measured: Sequence[EnsembleAccuracy]) -> str:
 def verdict(measured: Sequence[EnsembleAccuracy]) -> str:
     """Return a Markdown list with a line for each size of ensemble above one model.
 
-    A line says on how many sources the labels of these ensembles are nearer to the truth than those of single models.
-    It also says on how many sources the rank correlation over tokens is above 0.5.
+    A line says on how many sources ensembles of this size have labels nearer to the truth than the labels of a single
+    model. It also says on how many sources the rank correlation over tokens is above 0.5.
     """
     alone = {each.source: each.mean_absolute_error for each in measured if each.models == 1}
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""Training and evaluation of the models in a figure of the paper: text, compute, held-out losses, rounded layers.
+"""Training and evaluation of the models in a figure of the paper: text, compute, losses, and rounding of layers.
 
 The text comes from the input files or, without files, from the built-in sample. For each figure, a tokenizer is trained
 on the training documents.
@@ -130,8 +130,8 @@ def loss_of(trial: FigureTrial) -> Callable[[Any, Batch], Tensor]:
 def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metrics:
     """Return three held-out metrics by name.
 
-    `held_out_loss` and `normalized_loss` are nats per token without and with the bits of the int8 embeddings.
-    `bits_per_byte` includes these bits.
+    `held_out_loss` is in nats per token, without the size of the embeddings. `normalized_loss` is in nats per token
+    too, but includes the bits of the int8 embeddings. `bits_per_byte` also includes these bits.
     """
     exact, stored = accountings(model, text, windowing)
     assert stored.bits_per_byte is not None

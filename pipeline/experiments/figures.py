@@ -10,7 +10,8 @@ from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
-"""Rows of results by the name of their trial. There is a row per evaluation or, in a figure by layer, per rounding."""
+"""Rows of results, by the name of their trial. There is one row per evaluation. In a figure by layer, there is instead
+one row per rounding."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -83,7 +83,7 @@ class AuditedDocument(NamedTuple):
 
 @dataclass(frozen=True)
 class Audit:
-    """Audited documents of a dataset in their order, and counts of the documents that are left out."""
+    """Audited documents of a dataset, in the order of the dataset, and counts of the documents that are left out."""
 
     documents: Sequence[AuditedDocument]
     unlabelled: int = 0
@@ -140,7 +140,10 @@ def summed(documents: Iterable[AuditedDocument]) -> Comparison:
 
 
 def nats_above(document: AuditedDocument, baseline: Rate | None) -> float:
-    """Return a document's memorised nats, minus those that the baseline, if any, predicts for this number of tokens."""
+    """Return a document's memorised nats, minus the nats that the baseline predicts for as many labelled tokens.
+
+    Nothing is subtracted if `baseline` is None.
+    """
     comparison = document.comparison
     return comparison.memorised - (0.0 if baseline is None else baseline.mean * comparison.tokens)
 

@@ -30,11 +30,12 @@ def train_once(
     keep_weights: bool = False,
     change: Callable[[Batch, int], Batch] | None = None,
 ) -> ModelT:
-    """Train the model and return it, unless the training run in `folder` is finished. Write metrics to `folder`.
+    """Train the model and return it. An interrupted run in `folder` is resumed, and a finished run is not repeated.
 
-    `change` takes a batch of the corpus and the batch's number, counted from 0, and returns the batch to train on. An
-    interrupted run is resumed. With `keep_weights`, the trained weights are saved, and loaded if the run is finished.
-    Without `keep_weights`, no weights are saved, and `model` is returned unchanged if the run is finished.
+    Metrics are written to `folder`. `change` takes a batch of the corpus and the batch's number, counted from 0, and
+    returns the batch to train on. With `keep_weights`, the trained weights are saved. If the run is already finished,
+    a model with these weights is loaded and returned. Without `keep_weights`, no weights are saved. If the run is
+    already finished, `model` is returned unchanged.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

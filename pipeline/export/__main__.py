@@ -5,10 +5,11 @@ python -m pipeline.export annotated --to olmo-core --output tokens --train-to 4.
 python -m pipeline.export annotated --to mds --output samples --block 2048
 python -m pipeline.export hf://datasets/USER/NAME --to datatrove --output tokens --train-to-quantile 0.8
 
-Each shard of the dataset becomes a file of token ids in OUTPUT/tokens and one of labels in OUTPUT/entropy, in the same
-format and order. With mds and litdata, each shard becomes files of samples instead, which hold ids and labels. Labels
-are int16 in units of 1/128 nat, with -32768 for a token without a label. With --train-from or --train-to, masks select
-the tokens to train on. OUTPUT/export.json describes the files. The same command resumes.
+Each shard of the dataset becomes two files of the same format: one in OUTPUT/tokens with the token ids, and one in
+OUTPUT/entropy with the labels in the order of the ids. With mds and litdata, each shard becomes files of samples
+instead, which hold ids and labels. Labels are int16 in units of 1/128 nat, with -32768 for a token without a label.
+With --train-from or --train-to, masks select the tokens to train on. OUTPUT/export.json describes the files. The same
+command resumes an interrupted export.
 """
 
 import json
@@ -98,7 +99,10 @@ class Config:
 
 @dataclass(frozen=True)
 class Totals:
-    """Numbers of the documents and tokens in the files, and of those left out. Separators count as tokens."""
+    """Numbers of documents and tokens in the files, and of documents and tokens that are left out.
+
+    Separators count as tokens.
+    """
 
     documents: int = 0
     tokens: int = 0
@@ -132,7 +136,7 @@ class Export:
 
     @property
     def vocabulary(self) -> int:
-        """Number of token ids in the files."""
+        """Size of the vocabulary of the files. All token ids in the files are below this number."""
         return max(self.dataset.vocabulary, 0 if self.separator is None else self.separator + 1)
 
     def files(self, output: Path, name: str) -> ShardFiles:
@@ -240,7 +244,9 @@ def trained_range(config: Config, dataset: AnnotatedDataset) -> TrainedRange:
 
 
 def begin(output: Path, description: dict[str, Any]) -> None:
-    """Write the description of the files. To resume an export, check its description and delete unfinished files.
+    """Write the description of a new export to its folder, or prepare the folder of an existing export to resume it.
+
+    An existing export must have the same description. Its unfinished files are deleted.
 
     Raises:
         ValueError: if the folder holds other files, or another export.

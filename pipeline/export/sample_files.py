@@ -4,8 +4,8 @@ A sample is a document or a block of tokens. Its arrays have the same length: `i
 ids), `entropy` (int16, in units of 1/128 nat) and, if only some tokens are trained on, `loss_mask` (uint8).
 
 In both formats, a file begins with the number of samples and the borders of the samples. The borders are the byte
-offset of each sample and the offset of the file's end. Then come the samples. In MosaicML Streaming, the file's header
-stands between the borders and the samples.
+offset of each sample and the offset of the file's end. The samples come last. In MosaicML Streaming, a header stands
+between the borders and the samples.
 
 - MosaicML Streaming: MDS files, version 2, without compression. The header describes the columns. An array begins with
   its shape.

@@ -18,7 +18,7 @@ class ShardFiles(ABC):
     """Files of one shard. As a context manager, it deletes files that are not finished."""
 
     kinds: dict[str, np.dtype[Any]]
-    """Types of the ids, the labels and, if only some tokens are trained on, the masks, by the name of the array."""
+    """Type of each array, by its name. The arrays are ids, labels and, if only some tokens are trained on, masks."""
 
     def __init__(self, output: Path, name: str) -> None:
         self.output, self.name = output, name

@@ -33,7 +33,7 @@ class TokenBatch(NamedTuple):
     trained_N: np.ndarray
     """True for tokens to train on."""
     lengths_D: np.ndarray
-    """Number of tokens of each document, with its separator, or of each block, int64."""
+    """Number of tokens of each document or block, int64. The separator of a document is counted."""
     documents: int = 0
     """Number of documents with tokens."""
     empty: int = 0
@@ -97,9 +97,10 @@ def in_blocks(batches: Iterable[TokenBatch], block: int) -> Iterator[TokenBatch]
 
 
 def quantile(dataset: AnnotatedDataset, share: float) -> int:
-    """Return the smallest label, in units of 1/128 nat, at or below which at least a given share of all labels lies.
+    """Return a quantile of all labels, in units of 1/128 nat.
 
-    All labels are read once and counted, so the quantile is exact. The quantile of 0 is the smallest label of all.
+    The quantile is the smallest label q such that at least the given share of all labels is at most q. All labels are
+    read once and counted, so the quantile is exact. For a share of 0, it is the smallest label of all.
 
     Raises:
         ValueError: if no token has a label, or as `token_batches` does.

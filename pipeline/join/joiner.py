@@ -1,7 +1,7 @@
 """Joiner: it reads a unit's documents, finds their labels in a sidecar, and writes the shard.
 
-Documents are joined in blocks. Labels in another order than the documents are then read at most once per block, even
-if they do not fit in memory.
+Documents are joined in blocks. The labels may be in another order than the documents, and need not fit in memory: they
+are read at most once per block.
 """
 
 from collections.abc import Iterator, Sequence
@@ -48,7 +48,8 @@ class Joiner:
         """Write the shard of a unit, and return its receipt.
 
         Raises:
-            ValueError: if a document has no labels, or another text than the labelled one, and `unmatched` is `refuse`.
+            ValueError: if `unmatched` is `refuse`, and a document has no labels or its text differs from the labelled
+                text.
             ValueError, OSError: as read_rows does.
         """
         subset, shard = self.run.subset, shard_name(unit.index, self.run.units)
@@ -68,7 +69,10 @@ class Joiner:
         return Receipt(unit=unit.index, shard=shard, sha256=digest, size=size, counts=counts)
 
     def _search(self, rows: pa.RecordBatch) -> np.ndarray:
-        """Return the index of each document's row in the sidecar, int64 [B]; UNKNOWN or CHANGED if it has none."""
+        """Return the index of each document's row in the sidecar, int64 [B].
+
+        The index is UNKNOWN or CHANGED for a document without a row.
+        """
         ids = rows.column(ID_COLUMN) if self.index.has_ids else None
         return self.index.rows(digests(rows.column(self.run.column.name)), ids)
 
@@ -108,7 +112,10 @@ def _blocks(batches: Iterator[pa.RecordBatch]) -> Iterator[list[pa.RecordBatch]]
 
 
 def _require_lengths(lengths_B: np.ndarray, labels: pa.Table, rows_B: np.ndarray) -> None:
-    """Raise if a document has another number of tokens than labels, which only another tokenizer explains."""
+    """Raise if a document has more or fewer tokens than labels.
+
+    The only explanation is that it was labelled with a tokenizer that encodes it differently.
+    """
     labels_B = labels.column(NUM_TOKENS).fill_null(0).to_numpy()
     wrong_B = (lengths_B != labels_B) & (rows_B >= 0)
     if wrong_B.any():

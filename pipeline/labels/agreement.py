@@ -112,9 +112,9 @@ def _by_tokens(
 
 
 def _moved(ids_S: np.ndarray, nats: Nats, tokenizer: Tokenizer, own: Tokenizer) -> tuple[np.ndarray, Nats] | None:
-    """Return a document's token ids and labels in the tokens of the tokenizer `own`.
+    """Transfer a document from the tokens of `tokenizer` to the tokens of `own`, and return its new ids and labels.
 
-    Return None if `tokenizer` does not encode the decoded text to the same ids again. The bytes of each token are then
+    Return None if `tokenizer` encodes the decoded text to other ids than `ids_S`. The bytes of each token are then
     unknown.
     """
     text = tokenizer.decode(ids_S.tolist(), skip_special_tokens=False)
@@ -154,7 +154,7 @@ class LabelAgreement(NamedTuple):
     slope: float
     """Slope of the least-squares line from label to reference label. It is below 1 if labels are spread too widely."""
     bias: float
-    """Intercept, in nats, of the regression of the reference's labels on the labels."""
+    """Intercept, in nats, of the least-squares line from label to reference label."""
     mean_difference: float
     """Mean of label minus reference in nats."""
     mean_absolute_error: float

@@ -72,10 +72,12 @@ def token_entropies(
 def decode_alone(estimator: EntropyEstimator, input_ids_BT: Tensor) -> Tensor:
     """Return the decoder's hidden states [B, T, D] with the embedding hidden from every token.
 
-    The embedding's position is left out of the sequence. The states equal those of `estimator.decode` with an embedding
-    of zeros that no token attends to, because rotary attention depends only on differences of positions. The first
-    token is predicted from a state of zeros, with all logits 0: this is the state that Llama blocks, which have no
-    bias, give to such an embedding. The first token therefore often has the highest score.
+    The embedding's position is left out of the sequence. This has the same effect as giving `estimator.decode` an
+    embedding of zeros that no token attends to, because rotary attention depends only on differences of positions.
+
+    The state at the embedding's position, which predicts the first token, is set to zeros. Llama blocks have no bias,
+    so they turn an embedding of zeros into this state. All logits of the first token are then 0. The first token
+    therefore often has the highest score.
 
     Raises:
         ValueError: if the embedding cannot be hidden, because it does not enter a transformer as its first position.
@@ -135,7 +137,7 @@ def _shift(bottleneck_BE: Tensor, seed: int) -> Tensor:
 
 
 def _over_logits(function: OfTwo, one_ND: Tensor, other_ND: Tensor, head_VD: Tensor) -> Tensor:
-    """Return the values [N] of a function of the logits of two sets of states, computed in chunks of tokens."""
+    """Apply a function to the logits of two sets of states, in chunks of tokens, and return its values [N]."""
     tokens = chunk_tokens(head_VD)
     chunks = zip(one_ND.split(tokens), other_ND.split(tokens), strict=True)
     return torch.cat([function(wide_product(one, head_VD), wide_product(other, head_VD)) for one, other in chunks])

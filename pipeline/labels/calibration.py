@@ -18,7 +18,7 @@ def calibrated(
 ) -> dict[str, list[np.ndarray]]:
     """Return labels, calibrated by the domains in `rows`, which has a row for each document.
 
-    Columns without a fit are returned as they are, and so are all columns if `calibration` is None.
+    Columns without a fit are returned unchanged. If `calibration` is None, all columns are returned unchanged.
     """
     if calibration is None:
         return labels
@@ -31,9 +31,10 @@ def calibrated(
 
 
 def apply_fit(fit: Fit, labels_N: np.ndarray) -> np.ndarray:
-    """Return the function's values at labels, float32 [N]. NaN remains NaN, and values are within MOST_NATS.
+    """Return the calibrated labels, float32 [N]: the values of the fitted function at `labels_N`.
 
-    Labels outside the knots of an isotonic fit get the value of the nearest knot.
+    NaN remains NaN. No value is above MOST_NATS or below -MOST_NATS. Labels outside the knots of an isotonic fit get
+    the value of the nearest knot.
     """
     if not fit.labels and (fit.slope, fit.bias) == (1, 0):
         return labels_N  # adding 0 would change the sign of -0.0

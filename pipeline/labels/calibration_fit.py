@@ -43,8 +43,8 @@ def column_fit(pairs: Sequence[Pair], column: LabelInNats, kind: CalibrationKind
     A domain has no fit of its own if its labels do not rise with the labels of the reference.
 
     Raises:
-        ValueError: if the labels of all pairs do not rise with the labels of the reference, or if more than MOST_FITS
-            domains have a fit.
+        ValueError: if the labels of all pairs together do not rise with the labels of the reference, or if more than
+            MOST_FITS domains have a fit.
     """
     labels_N, reference_N = joined(pairs, column)
     pooled = fit_of(labels_N, reference_N, kind)

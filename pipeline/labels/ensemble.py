@@ -33,7 +33,7 @@ def columns_to_compute(columns: Mapping[str, Shape], members: int) -> dict[str, 
     """Return the columns that a labeller of `members` checkpoints computes, given the label columns of a dataset.
 
     The column of deviations is left out, because deviations are computed later from the surprisals of the checkpoints.
-    If there are several checkpoints, a column with the surprisals of each checkpoint replaces it.
+    With several checkpoints, one column of surprisals per checkpoint replaces the column of deviations.
     """
     own = {name: shape for name, shape in columns.items() if name != ENTROPY_DEVIATION}
     apart: dict[str, Shape] = dict.fromkeys(member_columns(members), ())

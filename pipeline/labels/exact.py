@@ -180,7 +180,10 @@ def _losses_of_sums(added_KD: Tensor, states_TD: Tensor, head: OutputHead, token
 
 
 def _log_normalizers(added_KD: Tensor, states_TD: Tensor, head: OutputHead, last_K: Tensor) -> Tensor:
-    """Return ln of the sum of exp(logit) over the vocabulary, float64 [K, T], for each prefix's own tokens."""
+    """Return ln of the sum of exp(logit) over the vocabulary for each prefix k and token t, float64 [K, T].
+
+    A value is valid only if token t belongs to prefix k, which has the tokens from 0 to `last[k]`.
+    """
     own_KT = torch.arange(len(states_TD), device=last_K.device) <= last_K.unsqueeze(1)
     for dtype in (torch.float32, torch.float64):
         sums_KT, top_K, top_T = _sums_of_products(added_KD, states_TD, head, last_K, dtype)

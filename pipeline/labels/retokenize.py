@@ -14,7 +14,7 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Largest share of an unlabelled source token that a target token may cover without losing its own label."""
+"""Largest share of an unlabelled source token's bytes that a target token with a label may cover."""
 
 
 class Tokens(NamedTuple):
@@ -113,9 +113,9 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
     """Return the byte position where each token ends, float64 [T].
 
-    `offsets_T2` has the range of characters that each token covers. If the ranges of n tokens end with the same
-    character, the bytes from the start of the n-th token's range to the end of this character are divided evenly among
-    the n tokens.
+    `offsets_T2` has the range of characters that each token covers. If several tokens split a character, all their
+    ranges end with this character. The bytes from the start of the last of these ranges to the end of the character are
+    then divided evenly among these tokens.
     """
     if not len(offsets_T2):
         return np.empty(0)

@@ -34,8 +34,9 @@ SECOND_ORDER_COLUMNS: Mapping[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
 
 Columns = Mapping[str, Tensor]
 OfWindows = Callable[[Tensor, Tensor, Tensor, int], Columns]
-"""Function that returns a batch's labels by column, [B, T], or [K, B, T] for values of the shape (K,). Its arguments
-are input_ids [B, T], lengths [B], the positions to label [B, T], and the maximum number of tokens per forward pass."""
+"""Function that labels a batch, and returns the labels by column. A column is [B, T], or [K, B, T] if its values have
+the shape (K,). The arguments are input_ids [B, T], lengths [B], the positions to label [B, T], and the maximum number
+of tokens per forward pass."""
 
 
 # On a CPU core, SmolLM2 labels 1.6 times as fast with 2,048 or 1,024 tokens per forward pass as with 16,384. For a

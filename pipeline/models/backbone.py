@@ -1,8 +1,9 @@
 """Backbones: pretrained causal language models around which a checkpoint of this project is built.
 
-A backbone stays frozen, is adapted by LoRA (arXiv 2106.09685), or all its weights are trained. A checkpoint holds the
-weights that were trained, and names the backbone by repository and commit, folder or file. If its record says `held`,
-the checkpoint also holds a copy of the backbone, in a folder that is named after the backbone's role.
+A backbone is frozen, adapted by LoRA (arXiv 2106.09685), or trained as a whole. A checkpoint holds the weights that
+were trained, and a record that names the backbone. The name is a repository with a commit, or the path of a folder or a
+file. If the record says `held`, the checkpoint also holds a copy of the backbone, in a folder that is named after the
+backbone's role.
 
 B rows, T tokens, D width.
 """

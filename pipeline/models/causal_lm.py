@@ -178,9 +178,10 @@ def predictive_labels(
 ) -> dict[str, Tensor]:
     """Return the requested columns by name, for the distribution that each state predicts.
 
-    `label_values` explains the columns. A column whose values have the shape (K,) is float32 [K, B, T], others are
-    [B, T]. `entropy` is bit-identical to `OutputHead.losses`. All columns are computed in chunks, from a single product
-    with the head's weight. `uniform_BT` has a random number for each token, which `sampled_ids` needs.
+    `label_values` explains the columns. A column is float32 [B, T], or [K, B, T] if its values have the shape (K,). The
+    column `entropy` holds the surprisals of the targets, which are bit-identical to the losses of `OutputHead.losses`.
+    All columns are computed in chunks, from a single product with the head's weight. `uniform_BT` has a random number
+    for each token, which `sampled_ids` needs.
     """
 
     def predictions(_: Tensor, hidden_ND: Tensor) -> Tensor:

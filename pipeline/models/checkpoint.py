@@ -164,7 +164,7 @@ class Checkpoint:
 
     @property
     def sha256(self) -> str:
-        """Digest of the configurations and weights of all `folds`. Labels depend on them."""
+        """Digest of the configurations and weights of all `folds`. Labels depend on these files."""
         return checkpoint_sha256(*self.folds)
 
     @property
@@ -185,8 +185,8 @@ class Checkpoint:
         """Raise unless the folder holds a model of the expected kind with safetensors weights. No weights are loaded.
 
         Raises:
-            ValueError: if the model is of another kind, the folder has an adapter or no safetensors weights, or a size
-                in the configuration is too large for the weights.
+            ValueError: if the model is of another kind, if the folder has an adapter, if it has no safetensors weights,
+                or if a size in the configuration is too large for the weights.
         """
         if self.kind != expected:
             raise ValueError(

@@ -1,6 +1,6 @@
 """Checks of an untrusted checkpoint before a model is built from it.
 
-The checks of `config.json` cover types, settings that would fetch code or other files, and sizes, which determine how
+The checks of `config.json` cover types, sizes, and settings that would fetch code or other files. Sizes determine how
 much memory is allocated. The headers of the safetensors files are cheap to read and show how large the sizes in
 `config.json` can be.
 """

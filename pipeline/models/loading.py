@@ -88,10 +88,10 @@ def load_second_order_around_language_model(
 def _with_own_weights(
     model: ModelT, weights: dict[str, Tensor], folder: Path, device: str, dtype: WeightType
 ) -> ModelT:
-    """Set the weights that a checkpoint stores, freeze the model, and return it in evaluation mode.
+    """Load the weights that a checkpoint stores, freeze the model, and return it in evaluation mode.
 
-    `weights` maps names to those tensors of the model whose values the checkpoint in `folder` stores. The tensors get
-    these values, move to the device and are converted to `dtype`.
+    `weights` maps the names of the weights stored in `folder` to tensors of the model. Each of these tensors gets its
+    stored value, moves to the device and is converted to `dtype`.
     """
     load_weights(weights, folder)
     for weight in weights.values():
@@ -249,7 +249,8 @@ def _in_one_line(folder: Path) -> Iterator[None]:
 def _bounded(folder: Path) -> Iterator[None]:
     """Context manager inside which building a model fails if it has far more modules than its weights need.
 
-    A configuration can ask for any number of modules, under names that differ between architectures.
+    A configuration can ask for any number of modules. Architectures differ in the names of the settings for this
+    number, so the modules are counted while the model is built.
     """
     tensors, most = weights_size(folder).tensors, MOST_MODULES
     most = max(most, MODULES_A_TENSOR * tensors)

@@ -38,8 +38,8 @@ def labels_in_chunks(
     """Return the columns of `label_values` by name, float32 [B, T] each, or [K, B, T] for values of the shape (K,).
 
     Args:
-        predictions: function that returns the log-probabilities [N, V], given the targets [N] and, for each tensor of
-            `states`, the states [N, D] of these tokens.
+        predictions: function that returns the log-probabilities [N, V] for N tokens. Its arguments are the targets [N]
+            and, for each tensor of `states`, the tokens' states [N, D].
         states: tensors [B, T, D]; the widths D may differ.
         targets_BT: tokens to label.
         uniform_BT: a random number for each token, which `sampled_ids` needs; None without this column.
@@ -59,7 +59,7 @@ def label_values(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield the requested columns as pairs of name and values, float32 [N], or [K, N] for values of the shape (K,).
 
-    They describe the distribution p, whose logarithm is given. `entropy` is the surprisal -ln p(target) in nats.
+    p is the predicted distribution, and `log_p_NV` is ln p. `entropy` is the surprisal -ln p(target) in nats.
     `expected_entropy` is the entropy of p in nats. `rank` is the number of tokens that are more probable than the
     target. `top_ids`, `top_logprobs` and `rest_logprob` are the K most probable ids, their ln p, and ln of the
     probability of all other ids together. `sampled_ids` are ids drawn with the random numbers `uniform_N`. Ids are
@@ -105,11 +105,11 @@ def most_probable(log_p_NV: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def systematic_sample(p_NV: Tensor, uniform_N: Tensor, count: int) -> Tensor:
-    """Return `count` ids drawn from each token's distribution, int64 [N, S], in ascending order.
+    """Return S = `count` ids drawn from each token's distribution, int64 [N, S], in ascending order.
 
-    The ids are those at `count` evenly spaced points of the distribution function, the first of which is random. An id
-    thus occurs S p times, rounded up or down, and exactly S p times on average. S independent draws would have the same
-    mean and a larger variance.
+    The ids are those at S evenly spaced points of the distribution function, the first of which is random. An id with
+    probability p thus occurs S p times, rounded up or down. On average, it occurs exactly S p times. S independent
+    draws would have the same mean and a larger variance.
     """
     total_NV = p_NV.cumsum(dim=1)
     last_N1 = total_NV[:, -1:]

@@ -161,9 +161,10 @@ class PretrainedEstimator(Estimator):
         return last_hidden(decoder(self.language_model), inputs_BT)
 
     def decode_states(self, embedding_BX: Tensor, states_BTD: Tensor) -> Tensor:
-        """Return hidden states [B, T, D] from the embedding and `token_states`. State i predicts token i.
+        """Return the hidden states [B, T, D] for the output head, given an embedding and the result of `token_states`.
 
-        An embedding that enters at the logits does not affect these states; see `OutputHead.losses_with_added`.
+        State i predicts token i. An embedding that enters at the logits does not affect these states; see
+        `OutputHead.losses_with_added`.
         """
         if self.divided is None:
             return states_BTD
@@ -214,9 +215,10 @@ class PretrainedEstimator(Estimator):
         self.config.save_pretrained(folder)
 
     def own_weights(self) -> dict[str, Tensor]:
-        """Return the trained weights by name, without those of a language model of which all weights are trained.
+        """Return the trained weights by name, but without the language models' weights if the tuning is `whole`.
 
-        The checkpoint has separate files for such a language model.
+        With this tuning, all weights of the language models are trained, and the checkpoint holds them in separate
+        files.
         """
         weights = trained_weights(self)
         if self.config.tuning == "whole":
@@ -229,7 +231,7 @@ class PretrainedEstimator(Estimator):
         return last_hidden(decoder(model), pad(input_ids_BT, (1, 0), value=self.config.start_token))
 
     def _losses(self, bottleneck_BE: Tensor, states_BTD: Tensor, input_ids_BT: Tensor, lengths_B: Tensor) -> Tensor:
-        """Return the losses of all tokens in nats [B, T], given `token_states`; 0 at padding."""
+        """Return the losses of all tokens in nats [B, T]; 0 at padding. `token_states` returns `states_BTD`."""
         embedding_BX = self.introduced(bottleneck_BE)
         real_BT = real_positions(lengths_B, input_ids_BT.shape[1])
         target_N, head = input_ids_BT[real_BT], self.output_head

@@ -138,8 +138,8 @@ class SecondOrderModel(PreTrainedModel):
         The start vector is the estimator's `first_state`. `settings` are further fields of the configuration.
 
         Raises:
-            ValueError: if the decoder is a mixer, or if the embedding enters neither as the decoder's first position
-                nor above all layers. The decoder is then not a language model by itself.
+            ValueError: if the decoder is a mixer. Also if the embedding enters neither as the decoder's first position
+                nor above all layers, because such a decoder is not a language model by itself.
         """
         config = estimator.config
         if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
@@ -273,8 +273,8 @@ class SecondOrderModel(PreTrainedModel):
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
         """Return the estimates of both outputs, and the model's losses as a language model in nats [B, T].
 
-        The losses are always returned in the residual form. In the direct form, they are None unless `with_surprisal`
-        is True.
+        A model in the residual form always returns the losses. A model in the direct form returns None in place of the
+        losses, unless `with_surprisal` is True.
         """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]

@@ -131,8 +131,8 @@ class TuningSettings:
     lora_rank: int = 64
     """Rank of the updates with lora."""
     hold: bool = False
-    """With frozen and lora, copy the pretrained language model into the checkpoint. By default, the checkpoint only
-    names the language model, and annotation fetches it."""
+    """With the tuning frozen or lora, copy the pretrained language model into the checkpoint. By default, the
+    checkpoint only names the language model, and annotation fetches it."""
 
     def __post_init__(self) -> None:
         if self.lora_rank < 1:
@@ -145,9 +145,9 @@ class BackboneSettings(TuningSettings):
 
     entry: Entry = "logits"
     """Place where the window's embedding enters the language model: its logits (logits), the states of all tokens
-    (every-token), or the state of the token before the window (start-token). With logits,
-    exact labels of a window take the time of at most 1.5 passes of the language model. Otherwise they take one pass for
-    every token."""
+    (every-token), or the state of the token before the window (start-token). With logits, exact labels of a window take
+    the time of at most 1.5 passes of the language model. With the other places, exact labels take one pass for every
+    token."""
     entry_layer: int = 0
     """Layer below which the embedding enters, unless it enters at the logits. Exact labels compute the lower layers
     once per window."""

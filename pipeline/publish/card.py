@@ -156,10 +156,10 @@ def _feature(field: pa.Field, schema: pa.Schema) -> object:
 
 
 def _add_missing(card: DatasetCard, info: SubsetInfo) -> None:
-    """Write the size category and add missing keys.
+    """Write the size category, and add missing keys.
 
-    If the repository also has data without labels, only `tags` is added, because the remaining keys would describe the
-    unlabelled data too.
+    If the repository also has data without labels, `tags` is the only key that is added. The remaining keys would
+    describe the unlabelled data too.
     """
     names = [config["config_name"] for config in card.data["configs"]]
     others = [name for name in names if not _is_ours(name, card, info)]

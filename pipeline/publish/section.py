@@ -109,7 +109,10 @@ def _seen(provenance: Provenance) -> str:
 
 
 def _calibrated(provenance: Provenance) -> str:
-    """Return a sentence about the calibration and one about columns that are not calibrated, each after a space."""
+    """Return a sentence about the calibration, and a sentence about label columns that are not calibrated.
+
+    Each sentence begins with a space, and is left out if it does not apply.
+    """
     calibration = provenance.calibration
     if calibration is None:
         return ""

@@ -1,7 +1,7 @@
 """The report page of an annotated dataset: self-contained HTML with statistics and some documents of a sample.
 
-The page's script reads the contents from JSON. In the JSON, a label n stands for n x ROUNDING_NATS, and null for no
-label. A token is an index into the list of the tokens' texts.
+The page's script reads the contents from JSON. In the JSON, a label n stands for n x ROUNDING_NATS nats. A null stands
+for a token without a label. A token is an index into the list of the tokens' texts.
 """
 
 import base64
@@ -126,7 +126,8 @@ def page_contents(source: LabelledSource, tokenizer: Tokenizer | None, size: Sam
     """Return the values that the page's script reads.
 
     Raises:
-        ValueError: if the dataset has no document or no column `by`, or if LabelledSource.documents raises it.
+        ValueError: if the dataset has no document, if it has no column `by`, or if `LabelledSource.documents` raises a
+            ValueError.
     """
     if not len(source.dataset):
         raise ValueError(f"{source.dataset.source} has no document to show")

@@ -240,8 +240,8 @@ def _figures(statistics: Statistics, measure: int) -> Values:
 def _tokens(statistics: Statistics, measure: int, texts: TokenTexts, *, differs: bool) -> Values:
     """Return the tokens with the highest and the lowest means, each with text, number of labels and mean.
 
-    No token is in both lists. The lists are divided in the middle of the ranking, or at 0 if the measure is a
-    difference.
+    No token is in both lists, since each list is taken from one part of the ranking. The ranking is divided in the
+    middle or, if the measure is a difference, at a mean of 0.
     """
     ranked = [
         (texts.alone(token), count, mean) for token, count, mean in statistics.by_token(measure, LEAST_OCCURRENCES)

@@ -33,8 +33,8 @@ class Batch:
     lengths_B: Tensor
     labels_BT: Tensor | None = None
     factors_BT: Tensor | None = None
-    """Factor of each token in a `StepObjective`, an objective that compares all tokens of a step. None for other
-    objectives, and if the loss function itself computes the factors from this batch."""
+    """Factor of each token, for a `StepObjective` (an objective that compares all tokens of a step). The value is None
+    for any other objective. It is also None if the loss function computes the factors from this batch."""
     whole_batch: "Batch | None" = None
     """Batch of the whole step, if this batch is only a part: one process's rows, or one of several accumulated batches.
     None if this batch is the whole step."""
@@ -160,9 +160,9 @@ def epoch_batches(corpus: Corpus, cut: Windowing, random: np.random.Generator) -
 
 
 def corpus_windows(corpus: Corpus, cut: Windowing, random: np.random.Generator) -> np.ndarray:
-    """Cut a corpus into windows, and return the windows as the pieces [P, 3] that `cut_windows` describes.
+    """Cut a corpus into windows, and return the windows as int64 [P, 3]. Each row describes a piece of the corpus.
 
-    With `labelled_only`, pieces without any label are left out.
+    `cut_windows` explains the columns. With `labelled_only`, pieces without any label are left out.
     """
     pieces_P3 = cut_windows(corpus.offsets, cut, random if cut.recut else np.random.default_rng(len(corpus.tokens_N)))
     if cut.labelled_only and corpus.labels_N is not None:

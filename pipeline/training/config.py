@@ -50,7 +50,7 @@ class StepSettings:
     the comparison takes another forward pass."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Optimizer. adamw: AdamW. muon: Muon for the matrices of the model's layers, and AdamW for embeddings, output
-    projections and vectors. Muon's steps are scaled so that a learning rate of AdamW serves both."""
+    projections and vectors. Muon's steps are scaled so that a learning rate that suits AdamW suits Muon too."""
     learning_rate: float = 1e-3
     """Peak learning rate, after a linear warm-up and before a decay to zero."""
     decay: Decay = "cosine"
@@ -68,14 +68,15 @@ class StepSettings:
     gradient_clip: float = 1.0
     """Clip the norm of the gradient to at most this value."""
     average: Average = "none"
-    """Average of the weights over the steps, evaluated and saved instead of the last weights. none: the weights
-    themselves. ema: exponential moving average. swa: mean of all steps with equal weights (arXiv 1803.05407)."""
+    """Average of the weights over the steps. It is evaluated and saved instead of the last weights. none: no average;
+    the last weights are used. ema: exponential moving average. swa: mean of all steps with equal weights (arXiv
+    1803.05407)."""
     average_decay: float = 0.999
-    """Decay per step of the average ema. After n steps of the average, the decay is at most (1 + n) / (10 + n)."""
+    """Decay per step with --training.average ema. After n averaged steps, the decay is at most (1 + n) / (10 + n)."""
     average_from: float = 0.5
     """Share of all steps that are done before the average begins. During these steps, the weights themselves are
-    evaluated. The default leaves the first steps, in which weights change much, out of the average swa. The average ema
-    forgets its first steps with any value of this setting."""
+    evaluated. With the average swa, the default leaves out the first steps, in which weights change much. The average
+    ema forgets its first steps with any value of this setting."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
@@ -173,11 +174,11 @@ class TrainingConfig(StepSettings):
 
     @property
     def lasting_step(self) -> int | None:
-        """Step whose state does not depend on the number of all steps, so that training can continue from this state.
+        """Step whose state does not depend on the total number of steps, so that training can continue from this state.
 
         With a cooldown, this is the last step before the cooldown. Without a cooldown, it is the last step but one,
-        since the weights may be averaged and rounded in the last step. None if this would be step 0. None also for
-        decays other than trapezoid, with which every step depends on the number of all steps.
+        since the weights may be averaged and rounded in the last step. The value is None if this would be step 0. It is
+        also None if the decay is not trapezoid, because every step then depends on the total number of steps.
         """
         return self.steps - max(1, self.cooldown_steps) or None if self.decay == "trapezoid" else None
 
@@ -277,10 +278,11 @@ class ObjectiveSettings:
     """Objective to minimise, from a token's loss l and its entropy e. flood: |l - e|. floor: max(l - e, 0). weight:
     (1 - ê) l, where ê is e scaled to 0..1 in each window. mask: l where e is below the threshold, else 0. adaflood:
     |l - b|, where b = -ln((1 - gamma) exp(-e) + gamma) (AdaFlood, arXiv 2311.02891). probability: binary cross-entropy
-    of the model's probability exp(-l) of the token, with exp(-e) as the target. Controls: cross-entropy: l. flood-mean:
-    |mean l - level|. iflood: |l - level| (iFlood, ICLR 2022). random-share: l of a random share of the tokens.
-    reference-share: l of the share of tokens with the largest l - e, for labels that are the losses of a reference
-    model (Rho-1, arXiv 2404.07965). loss-share: l of the share with the largest l (ESLM, arXiv 2505.19893)."""
+    of the model's probability exp(-l) of the token, with exp(-e) as the target. The other objectives are controls.
+    cross-entropy: l. flood-mean: |mean l - level|. iflood: |l - level| (iFlood, ICLR 2022). random-share: l of a random
+    share of the tokens. reference-share: l of the tokens with the largest l - e, for labels that are the losses of a
+    reference model (Rho-1, arXiv 2404.07965). loss-share: l of the tokens with the largest l (ESLM, arXiv
+    2505.19893)."""
     scale: float = 1.0
     """Multiply every label by this factor: below 1 if labels are spread too widely, above 1 if too narrowly."""
     margin: float = 0.0
@@ -292,8 +294,8 @@ class ObjectiveSettings:
     """With the objectives flood-mean and iflood, the level in their formulas, in nats. By default, the mean of e over
     the labelled tokens."""
     gamma: float = 0.5
-    """Strength of the correction by the objective adaflood, which replaces e by the level b. With 0, b is e. With 1, b
-    is 0, and the objective is l."""
+    """Strength of the correction by the objective adaflood, which replaces e by the level b. With gamma 0, b is e.
+    With gamma 1, b is 0, and the objective is l."""
     share: float = 0.6
     """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
     label_smoothing: float = 0.0
@@ -304,8 +306,8 @@ class ObjectiveSettings:
     """Subtract this many times the entropy of each prediction, in nats, from the objective (Pereyra et al. 2017, arXiv
     1701.06548)."""
     z_loss: float = 0.0
-    """Add this many times the square of the logits' logsumexp, for each token, to the objective (PaLM, arXiv
-    2204.02311, where it is 1e-4)."""
+    """Coefficient of the z-loss, which is added to each token's objective. The z-loss is the square of the logsumexp of
+    the logits. PaLM uses the coefficient 1e-4 (arXiv 2204.02311)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma <= 1:
@@ -338,7 +340,7 @@ class ObjectiveSettings:
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, without those that BEFORE_THE_SETTING lists with the same value."""
+    """Return the settings, except each setting whose value equals its value in BEFORE_THE_SETTING."""
     return {
         name: value
         for name, value in settings.items()

@@ -1,8 +1,9 @@
 """Dry run of a training: its size, compute, memory and time, printed instead of training.
 
-Parameters, FLOP, and the memory of weights, averaged weights, gradients and optimizer are computed from the model. The
-memory of activations is measured on two windows and scaled. The speed is measured by a few training steps on the
-devices of all processes, or computed for a GPU with an assumed utilisation.
+Parameters, FLOP and the fixed part of the memory are computed from the model. The fixed part holds the weights, their
+gradients, the states of the optimizer, and the average of the weights if there is one. The memory of activations is
+measured on two windows and scaled. The speed is measured by a few training steps on the devices of all processes, or
+computed for a GPU with an assumed utilisation.
 
 B rows, T tokens.
 """
@@ -85,7 +86,7 @@ class Cost:
 
     @property
     def state_bytes(self) -> dict[str, int]:
-        """Bytes of weights, gradients, states of the optimizer and any average of weights, all in float32, by name."""
+        """Bytes by name: weights, gradients, optimizer states and any average of weights. All are in float32."""
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         of_optimizer = state_bytes(new_optimizer(self.model, self.config))
@@ -179,9 +180,9 @@ def kept_bytes(model: PreTrainedModel, loss: Loss, batch: Batch, config: Trainin
 def measured_speed(model: PreTrainedModel, loss: Loss, batch: Batch, config: TrainingConfig) -> StepSpeed:
     """Measure training steps on the devices of all processes. The steps change the model.
 
-    Steps are measured with four times as many rows each time, until a step has the whole batch or the next measurement
-    is expected to end after MEASURED_SECONDS. The last step gives the speed. The first step is done twice, because a
-    device is slower when it is first used.
+    The first step is done twice, because a device is slower when it is first used. Each later step has four times as
+    many rows as the step before. The measurement ends once a step has the whole batch, or if the next step is expected
+    to end after MEASURED_SECONDS. The last step gives the speed.
     """
     accelerator = new_accelerator(config, output=None)
     trained = DistributedModel(model, partial(new_optimizer, config=config), accelerator)
@@ -256,7 +257,10 @@ def _of_parts(cost: Cost) -> str:
 
 
 def _memory(cost: Cost) -> str:
-    """Return the memory that each GPU needs, as text. Several GPUs have two values: for replicas, and for shards."""
+    """Return the memory that each GPU needs, as text.
+
+    With several GPUs, the text has two values: one for replicas (DDP), and one for shards (FSDP2).
+    """
     gpus, states, activations = cost.gpus, sum(cost.state_bytes.values()), cost.activation_bytes
     parts = ", ".join(f"{name} {size / GIGA:,.3g}" for name, size in cost.state_bytes.items())
     if gpus == 1:

@@ -100,9 +100,9 @@ class DocumentSettings(Inputs):
     limit: int | None = None
     """Read at most this many documents."""
     held_out: int | None = None
-    """Hold out the last documents for evaluation only: this many, or by default one in twenty and at most 500. With
-    --stream, hold out the first documents instead, 500 by default, since the last documents are unknown until all are
-    read."""
+    """Hold out this many documents, the last ones, for evaluation only. Default: one in twenty, but at most 500. With
+    --stream, the first documents are held out instead, 500 by default, since the last documents are unknown until all
+    are read."""
     stream: int | None = None
     """Read and shuffle about this many tokens at a time, to save memory. During training, the processes share the work
     of reading and tokenizing the next documents. By default, all documents are read into memory before training."""
@@ -241,8 +241,8 @@ class LabelledDocuments:
     start: int
     stop: int
     at_a_time: int | None = None
-    """Number of tokens in a block. The document that reaches this number ends the block, as does the end of an epoch.
-    None puts all documents into one block, which stays in memory."""
+    """Number of tokens in a block. A block ends with the document that reaches this number, or with the last document
+    of an epoch. None puts all documents into one block, which stays in memory."""
     shuffled: int | None = None
     """Seed for shuffling the labels within each block; None keeps every label at its token."""
     _warned: bool = field(default=False, init=False)

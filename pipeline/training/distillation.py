@@ -19,7 +19,7 @@ Rest = Literal["bucket", "spread"]
 
 
 class SparseTargets(NamedTuple):
-    """A teacher's distribution for each token: the probabilities of a few ids, and that of all other ids together.
+    """A teacher's distribution for each token: the probabilities of a few ids, and the total probability of all others.
 
     All probabilities of a token without a label are 0, and so are its loss and its gradient.
     """

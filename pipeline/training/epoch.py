@@ -39,7 +39,7 @@ class Epoch:
     """Function that returns the number of documents in the epoch, if the windows were cut from a sample of them.
     None if the windows were cut from all documents."""
     share: float = 1.0
-    """Share of the documents that one model is trained on, below 1 with cross-validation folds."""
+    """Share of the documents on which one model is trained. The share is below 1 with cross-validation folds."""
 
     @classmethod
     def of_corpus(cls, corpus: Corpus, cut: Windowing, count: Callable[[], int] | None = None) -> Self:
@@ -107,7 +107,7 @@ class Epoch:
 
     @property
     def _times(self) -> float:
-        """Number of tokens in the epoch, divided by the number of tokens in the windows."""
+        """Ratio of the tokens in the epoch to the tokens in `lengths_W`, estimated from the numbers of documents."""
         return self.share if self.count is None else self.documents / self.sampled
 
     def _batches(self, tokens_per_batch: int) -> float:

@@ -51,9 +51,10 @@ def second_order_metrics(model: SecondOrderModel, batches: Iterable[Batch]) -> M
 
 
 def window_metrics(model: WindowEncoder, corpus: Corpus, windowing: Windowing) -> Metrics:
-    """Return the loss in nats per token without and with the cost of the embeddings, and bits per byte with this cost.
+    """Return two losses in nats per token, and the bits per byte.
 
-    The cost is the size of the embeddings in float32. Bits per byte are missing if documents were given as token ids.
+    The cost of the embeddings is their size in float32. `held_out_loss` leaves out this cost. `normalized_loss` and
+    `bits_per_byte` include it. `bits_per_byte` is missing if documents were given as token ids.
     """
     account = window_accounting(model, Codec("float32"), corpus, windowing)
     metrics = {"held_out_loss": account.loss, "normalized_loss": account.normalized_loss}

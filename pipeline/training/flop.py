@@ -31,8 +31,9 @@ PASSES: dict[Tuning, int] = {"frozen": 1, "lora": 2, "whole": FORWARD_AND_BACKWA
 PREDICTIVE_PRODUCTS: dict[Tuning, int] = {"frozen": 2, "lora": 4, "whole": 5}
 """Products with the vocabulary in a step of a residual second-order model, by the tuning of its language model.
 
-The forward pass takes one for the losses and one for the entropies of predictions. The backward pass computes the
-losses' product again and takes one for the gradient of the states and, unless the head is frozen, one for its own.
+The forward pass takes one product for the losses, and one for the entropies of predictions. A frozen language model
+needs only these two. Otherwise, the backward pass computes the product for the losses again, and takes one product
+for the gradient of the states. If the head is trained, it takes one more for the gradient of the head.
 """
 VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
@@ -110,7 +111,7 @@ def matrix_weights(module: nn.Module) -> int:
 
 
 def _matrices(layer: nn.Module) -> Iterator[Tensor]:
-    """Yield a layer's own weight matrices, except embeddings and the weights between positions."""
+    """Yield the weight matrices of a layer, without its submodules. Embeddings and mixer convolutions yield none."""
     if not isinstance(layer, (nn.Embedding, CausalConvolution)):
         yield from (parameter for parameter in layer.parameters(recurse=False) if parameter.ndim >= 2)
 
@@ -144,7 +145,7 @@ def head_weight(model: PreTrainedModel) -> Tensor:
 def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
     """Return the cost of all products with the vocabulary in a training step.
 
-    The unit is the cost of a single product, of all states with the head [V, D].
+    The unit is the cost of one multiplication of all states by the head [V, D].
     """
     if isinstance(model, SecondOrderModel) and model.config.form == "residual":
         return PREDICTIVE_PRODUCTS[model.config.tuning]

@@ -67,9 +67,9 @@ class EntropyWindows:
 
     context: int
     packed: bool = False
-    """Pack several documents, or pieces of documents, into a row. By default, each is a row of its own. `position_ids`
-    restart at each document or piece, so that transformers keeps attention within it. Only documents in the same batch
-    of `map` are packed together."""
+    """Pack several documents, or pieces of documents, into a row. By default, each document or piece is a row of its
+    own. `position_ids` restart at each document or piece, so that transformers keeps attention within it. Only
+    documents in the same batch of `map` are packed together."""
     separator: int | None = None
     """Id of a token to insert before each document; None inserts nothing. The inserted token has no label."""
     column: str = ENTROPY
@@ -112,10 +112,12 @@ class EntropyWindows:
 class EntropyCollator:
     """Collator that makes a batch from windows or rows of an annotated dataset.
 
-    A batch has `input_ids`, and `labels` that carry ids and entropies. Rows without `position_ids` are padded to
-    [B, T], with an `attention_mask`. The windows of `LabelledWindows`, and rows with `position_ids`, which
-    `EntropyWindows` has packed, are concatenated to [1, S] without padding. Flash attention accepts concatenated rows
-    without a mask. Other attention kernels need a mask, whose size grows with S².
+    A batch has `input_ids` and `labels`. The labels carry ids and entropies.
+
+    Rows without `position_ids` are padded to [B, T], and the batch has an `attention_mask`. Rows that `EntropyWindows`
+    has packed have `position_ids`, and are concatenated to [1, S] without padding. The windows of `LabelledWindows` are
+    concatenated in the same way. Flash attention accepts concatenated rows without a mask. Other attention kernels need
+    a mask, whose size grows with S².
     """
 
     pad_token_id: int

@@ -21,7 +21,7 @@ from pipeline.training.penalties import Penalty
 
 
 def estimator_loss(model: WindowEncoder, batch: Batch) -> Tensor:
-    """Return the loss of an estimator or autoencoder in nats per real token. Stored embeddings are not counted.
+    """Return the loss of an estimator or autoencoder in nats per real token, without the cost of storing embeddings.
 
     The model returns losses of 0 at padding, so that the sum contains only real tokens.
     """
@@ -59,7 +59,7 @@ class ObjectiveLoss:
     start: int | None = None
     """Id of the token to read before each row. If None, a row's first token is read but not predicted."""
     penalty: Penalty | None = None
-    """Penalty to add to the objective's values; None adds nothing, and computes only the cross-entropy."""
+    """Penalty to add to the objective's values. None means no penalty; then only the cross-entropy is computed."""
 
     @property
     def step_objective(self) -> StepObjective | None:

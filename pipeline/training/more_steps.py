@@ -98,12 +98,13 @@ def _without_steps(name: str, value: Any) -> Any:
 def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
     """Check that the requested training can continue the average of the weights in the kept state.
 
-    `last` has the settings of the finished training. With more steps, the average begins at a later step. The kept
-    average must then have no weights from before that step.
+    `last` has the settings of the finished training. With more steps, the average may begin at a later step. Then the
+    average in the kept state is of no use, because it contains weights from earlier steps. The average must be begun
+    anew, so its first step must come after the step of the kept state.
 
     Raises:
-        ValueError: if the requested average begins after that of the finished training, but no later than the step of
-            the kept state.
+        ValueError: if the average begins at a later step than in the finished training, and this step does not come
+            after the step of the kept state.
     """
     state, begins = last.lasting_step or 0, training.first_averaged
     if training.average == "none" or begins == last.first_averaged or begins > state:

@@ -1,8 +1,8 @@
 """Margin that changes during training: nats are added to all labels at first, and nothing from halfway on.
 
-If the margin starts below 0, the flood level rises. Training then begins as plain cross-entropy, and losses are kept up
-later, when the model could memorise. If the margin starts above 0, the flood level falls. The model then at first
-learns only tokens with losses far above their entropies.
+If the margin starts below 0, the flood level rises. Training then begins as plain cross-entropy. Later, when the model
+could memorise, the flood level keeps the losses from falling further. If the margin starts above 0, the flood level
+falls. The model then at first learns only tokens with losses far above their entropies.
 
 Shapes: B rows, T tokens.
 """

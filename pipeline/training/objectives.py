@@ -45,7 +45,7 @@ class StepObjective:
         return self.with_factors(losses_BT, self.factors(losses_BT.detach(), entropies_BT, real_BT))
 
     def with_factors(self, losses_BT: Tensor, factors_BT: Tensor) -> Tensor:
-        """Return the values to minimise, [B, T], for some of the step's tokens with known factors."""
+        """Return the values to minimise, [B, T], from the losses and factors of some of the step's tokens."""
         return factors_BT * (losses_BT - self.level)
 
 
@@ -147,7 +147,7 @@ def flood_mean(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, leve
 
 
 def iflood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, level: float) -> Tensor:
-    """Return |l - level|: flooding of each token with one level for all (iFlood, Xie et al. 2022)."""
+    """Return |l - level|. This is flooding per token, with the same level for all tokens (iFlood, Xie et al. 2022)."""
     return flood(losses_BT, torch.full_like(losses_BT, level), real_BT)
 
 
@@ -157,9 +157,9 @@ def random_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, sh
 
 
 def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
-    """Return factors that select a share of the tokens: those with the largest l - e.
+    """Return factors that select a share of the tokens. The tokens with the largest loss minus entropy are selected.
 
-    Tokens without a label are selected first.
+    Tokens without a label are selected before all other tokens.
     """
     excess_BT = (losses_BT - entropies_BT).masked_fill(entropies_BT.isnan(), torch.inf)
     return _selected(real_BT, excess_BT[real_BT], share)
@@ -168,8 +168,8 @@ def reference_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *,
 def loss_share(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, share: float) -> Tensor:
     """Return factors that select a share of the tokens: those with the largest loss.
 
-    The smallest loss among them is the value at risk, and their mean loss the conditional value at risk, at the level
-    1 - share (ESLM, Bal et al. 2025, arXiv 2505.19893).
+    The smallest loss of a selected token is the value at risk at the level 1 - share. The mean loss of the selected
+    tokens is the conditional value at risk at this level (ESLM, Bal et al. 2025, arXiv 2505.19893).
     """
     return _selected(real_BT, losses_BT[real_BT], share)
 

@@ -46,10 +46,10 @@ def layer_matrices(model: nn.Module) -> list[nn.Parameter]:
 
 
 class JoinedOptimizer(Optimizer):
-    """Two optimizers of different parameters in the form of one optimizer.
+    """Two optimizers of different parameters (the parts), joined into one optimizer.
 
-    Parameter groups and states are those of the parts, not copies. accelerate and `resume`, which replace parameters
-    and states, therefore reach the parts.
+    The parameter groups and states of the joined optimizer are the same objects as those of the parts. If accelerate or
+    `resume` replaces parameters or states in the joined optimizer, the parts therefore use the new ones.
     """
 
     def __init__(self, *parts: Optimizer) -> None:

@@ -36,8 +36,8 @@ def penalty_function(settings: ObjectiveSettings) -> Penalty | None:
 def smoothing(sums: LogitSums) -> Tensor:
     """Return the mean of -ln q(v) over all ids v, minus l (label smoothing, Szegedy et al. 2016, arXiv 1512.00567).
 
-    q is the predicted distribution, and l the plain cross-entropy of the token. The sum of l and eps times the returned
-    value is the cross-entropy with a smoothed target, as in torch. The smoothed target is 1 - eps times the one-hot
+    q is the predicted distribution, and l is the plain cross-entropy of the token. l plus eps times the returned
+    value is the cross-entropy with a smoothed target, as in torch. The smoothed target is (1 - eps) times the one-hot
     target, plus eps / V for each of the V ids.
     """
     return sums.logsumexp - sums.mean_logit - sums.losses

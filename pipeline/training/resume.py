@@ -276,9 +276,10 @@ def _tensors(model: nn.Module, optimizer: Optimizer, average: Mapping[str, Tenso
 
 
 def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield name and tensor of every trained parameter, tied ones once, and of every buffer in the state dict.
+    """Yield the name and the tensor of every trained parameter, and of every buffer in the state dict.
 
-    Frozen parameters are those of the model that the run starts from, and are not saved.
+    A tied parameter is yielded only once. Frozen parameters are those of the model that the run starts from, and are
+    not saved.
     """
     yield from ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
     yield from ((name, buffer) for name, buffer in model.named_buffers() if name in model.state_dict())

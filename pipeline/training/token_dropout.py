@@ -32,7 +32,8 @@ class TokenDropout:
     most: float
     """Largest share of hidden tokens among the tokens with labels below `threshold`, reached at the end of training."""
     steps: int
-    """Number of batches of the training. The share rises from 0 to `most`, and is half of `most` halfway."""
+    """Number of batches of the training. The share of hidden tokens rises from about 0 at the first batch to about
+    `most` at the last batch. Halfway, the share is half of `most`."""
     hidden: int
     """Id of the token that the model reads instead of a hidden one."""
     seed: int = 0
@@ -42,7 +43,7 @@ class TokenDropout:
             raise ValueError(f"the share of hidden tokens must be above 0 and at most 1, not {self.most}")
 
     def share_at(self, step: int) -> float:
-        """Return the share of hidden tokens among the tokens with labels below `threshold`. The first step is 0."""
+        """Return the share of hidden tokens among tokens with labels below `threshold`. Steps are counted from 0."""
         return self.most / (1 + math.exp(-STEEPNESS * (step / self.steps - 0.5)))
 
     def __call__(self, batch: Batch, step: int) -> Batch:

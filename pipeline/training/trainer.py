@@ -5,8 +5,8 @@ therefore equal those of one batch that holds the whole step. A `StepObjective`,
 needs the losses of the whole step first. A forward pass without gradients computes these losses, and every process
 derives the same factors from them.
 
-`distributed` handles devices and shards, `averaging` the average of the weights, `resume` states and signals, and
-`metrics` writes the metrics.
+`distributed` handles devices and shards. `averaging` handles the average of the weights. `resume` handles states and
+signals. `metrics` writes the metrics.
 
 Shapes: B rows, T tokens of the longest row, S positions of all batches, including padding.
 """
@@ -106,7 +106,7 @@ class Stepper:
         After the last step of the run, the weights or their average are rounded to the dtype in which they are saved.
 
         Returns:
-            The loss of the step, over all batches and processes, and True if any process was requested to stop.
+            The loss of the step over all batches and processes, and whether any process was requested to stop.
 
         Raises:
             ValueError: if a loss or the gradient is not finite; weights stay unchanged.
@@ -195,7 +195,7 @@ class Stepper:
         ]
 
     def _token_losses(self, loss: ObjectiveLoss, batch: Batch) -> Tensor:
-        """Return the losses [B, T] of a batch without gradients. The rows of other processes are 0."""
+        """Return a batch's losses [B, T], computed without gradients. The rows of other processes are 0."""
         accelerator = self.trained.accelerator
         with torch.no_grad(), accelerator.autocast():  # even without rows: FSDP gathers weights from all processes
             part_BT: Tensor = self.trained.module(loss.token_losses, self._part(batch))

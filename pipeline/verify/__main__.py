@@ -49,9 +49,9 @@ class Config:
     """Number of documents per subset to label again, spread over the shards. The new labels are compared with those in
     the dataset. 0 skips this check."""
     estimator: tuple[str, ...] = field(default=(), kw_only=True)
-    """Checkpoint that labelled the dataset, to label the sample with: a folder or a name on the Hub. If several
+    """Checkpoint that labelled the dataset and now labels the sample again: a folder or a name on the Hub. If several
     checkpoints labelled together, give all of them in the order of annotation. By default, the checkpoints that the
-    dataset names, if they ship with the project or have been fetched from the Hub before."""
+    dataset names are used, if they ship with the project or have been fetched from the Hub before."""
     repair: bool = field(default=False, kw_only=True)
     """Move damaged shards and their receipts into the ledger's folder `damaged`. The annotate command that made the
     dataset then labels these shards again. Only datasets in a folder can be repaired. Nothing is deleted."""

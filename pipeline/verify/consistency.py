@@ -140,7 +140,7 @@ def _fits(records: Records, unit: int, rows: int) -> bool:
 
 
 def _unreadable(records: Records, shard: str) -> bool:
-    """True if the shard's receipt or note cannot be read, which has been recorded as a fault."""
+    """True if the shard's receipt or note cannot be read. `records` then has a fault for the shard."""
     return any(fault.shard == shard for fault in records.faults)
 
 

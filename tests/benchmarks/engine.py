@@ -1,5 +1,6 @@
-"""Speed of the engine against the bare model and with more workers, cost of many units, and size of the output.
+"""Speed of the engine, cost of many units, and size of the output.
 
+The speed of one worker is compared with that of the bare model, and the speed of two workers with that of one.
 The built-in documents are repeated as often as needed. Every worker has one core.
 """
 
@@ -202,7 +203,10 @@ def resume(folder: Path, size: Size) -> Figure:
 
 
 def host_path(folder: Path, size: Size) -> Figure:
-    """Measure the tokens per CPU second of all that a worker does except labelling, on documents that are new to it."""
+    """Measure the speed of the host path, which is all that a worker does except labelling, in tokens per CPU second.
+
+    The worker has not read the documents before.
+    """
     found = measured(folder, size.host_documents)
     shares = ", ".join(f"{stage} {share:.0%}" for stage, share in found.shares.items())
     return Figure(

@@ -1,8 +1,8 @@
 """The host path: all that a worker does except labelling, in its own process on one core, without Ray or torch.
 
 `python -m tests.benchmarks.host_path FILE FOLDER` prints JSON: the tokens per CPU second of all threads, and each
-stage's share of the CPU time. No tokenizer reads a row twice. The first unit is not counted, because the process loads
-what it needs during that unit.
+stage's share of the CPU time. Speed and shares are measured with separate tokenizers, so that no tokenizer reads a row
+twice. The first unit is not counted, because the process loads what it needs during that unit.
 """
 
 import json

@@ -174,7 +174,7 @@ def _causal(model: PreTrainedModel, ids_BT: Tensor, columns: Mapping[str, Shape]
 
 
 def _exact_around(model: PreTrainedModel, ids_BT: Tensor) -> None:
-    """Label with an estimator around the model. Its embedding is added at the logits."""
+    """Compute exact labels with an estimator around the model. The estimator adds its embedding at the logits."""
     config = PretrainedEstimatorConfig(vocab_size=model.config.vocab_size, context=ids_BT.shape[1])
     estimator = frozen(PretrainedEstimator(config, model))
     estimator.to(ids_BT.device, model.dtype)  # type: ignore[arg-type]

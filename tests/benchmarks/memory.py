@@ -1,4 +1,4 @@
-"""Peak memory of the chunked and the plain cross-entropy, forward and backward, each in its own process.
+"""Peak memory of the chunked and the plain cross-entropy, including the backward pass. Each loss has its own process.
 
 `python -m tests.benchmarks.memory chunked 4096 131072 64 cpu` prints the peak minus the memory of the inputs, in bytes.
 """

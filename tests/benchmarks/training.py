@@ -26,7 +26,10 @@ from tests.tiny_models import random_tokens
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes: by default, the default model of `jobs.train_language_model` and half its default batch."""
+    """Sizes of the model, the batches and the measurement.
+
+    The default values are those of `jobs.train_language_model`, but the batch is half as large.
+    """
 
     context: int = 256
     width: int = 192

@@ -74,7 +74,7 @@ def trained(
     every_byte: bool = True,
     **model: Any,
 ) -> Tokenizer:
-    """Train a BPE tokenizer that has merges for all that hypothesis generates, above all for whitespace."""
+    """Train a BPE tokenizer with merges for all texts that the library hypothesis generates, especially whitespace."""
     tokenizer = Tokenizer(models.BPE(**model))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(list(stages)) if len(stages) > 1 else stages[0]
     if normalizer is not None:
@@ -169,7 +169,7 @@ def tokenizer_of(name: str) -> Tokenizer:
 
 
 def require_same(tokenizer: Tokenizer, texts: list[str]) -> None:
-    """Check that texts get the same ids when encoded piece by piece as from the tokenizer itself."""
+    """Check that encoding texts piece by piece gives the same ids as the tokenizer itself."""
     found = encode_column(tokenizer, pa.array(texts, pa.string()))
     expected = [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
     assert [ids.tolist() for ids in found] == expected

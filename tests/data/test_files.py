@@ -1,4 +1,4 @@
-"""Finding files, and opening a file only if it is still as it was found."""
+"""Files are found, and a file is opened only if it has not changed since it was found."""
 
 import glob
 import gzip

@@ -38,7 +38,7 @@ def table(content: bytes, start: int = 0, stop: int = 10**9, required: pa.Field 
 
 
 def whole(value: Any) -> Any:
-    """Replace every lone surrogate in a value by U+FFFD, and every pair by its character."""
+    """Replace every surrogate pair in a value by the character that it encodes, and every lone surrogate by U+FFFD."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, list):

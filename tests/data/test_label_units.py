@@ -1,4 +1,4 @@
-"""Labels as whole numbers of 1/128 nat, and labels held in memory."""
+"""Labels converted to whole numbers in units of 1/128 nat, and labels held in memory."""
 
 import math
 

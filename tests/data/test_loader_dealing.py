@@ -1,4 +1,4 @@
-"""Row groups are dealt to ranks: every row goes to one rank, and parts differ in size by at most one row."""
+"""Row groups are divided among ranks: every row goes to one rank, and the ranks' shares differ by at most one row."""
 
 from itertools import chain
 

@@ -29,7 +29,7 @@ FITTED = st.builds(BestFit, length=st.integers(1, 12), separator=SEPARATORS, buf
 
 
 def documents_of(lengths: list[int]) -> list[Document]:
-    """Make documents of distinct tokens; a token determines its label, and every third token has none."""
+    """Make documents in which no token occurs twice. A token determines its label; every third token has no label."""
     ids = np.split(np.arange(1, sum(lengths) + 1, dtype=np.int32), np.cumsum(lengths)[:-1]) if lengths else []
     return [(tokens_N, np.where(tokens_N % 3 == 0, np.nan, -tokens_N / 8).astype(np.float32)) for tokens_N in ids]
 

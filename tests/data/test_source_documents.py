@@ -1,4 +1,4 @@
-"""A sidecar and its documents, which stay where they are, are read as an annotated dataset that has both."""
+"""A sidecar and its documents are read as one annotated dataset. The documents stay where they are."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -93,7 +93,10 @@ def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures
 
 
 def _transfers(sizes: Sizes, device: Device) -> Figures:
-    """Return the time to send a worker's windows to the device and to fetch their labels, which cost no computation."""
+    """Return the time to send a worker's windows to the device and to fetch their labels.
+
+    The labels are copies of the token ids, so the time includes no computation of a model.
+    """
     labeller = TorchLabeller({ENTROPY: ()}, lambda ids, *_: {ENTROPY: ids.float()}, device, 2**15, 2**15)
     sent = batches(documents(sizes, 256), sizes.context, 2**15)
     seconds = []
@@ -110,9 +113,10 @@ def _transfers(sizes: Sizes, device: Device) -> Figures:
 def _out_of_memory(sizes: Sizes, device: Device) -> Figures:
     """Label while a large tensor takes almost all memory, and again after the memory was freed.
 
-    For each amount of free memory, return the number of batches that were labelled in parts, and the largest change of
-    a label in nats. If labelling fails, return the error instead. The last figure says whether the labels are
-    bit-identical to the first ones after the memory was freed.
+    For each amount of free memory, return the number of batches that were labelled in parts. Except with all memory
+    free, also return the largest difference, in nats, from the labels made with all memory free. If labelling fails,
+    return the error instead. The last figure says whether labels made after the memory was freed are bit-identical to
+    the first labels.
     """
     labeller = _causal(sizes, device, "bfloat16")
     sent = batches(documents(sizes, 256)[:32], sizes.context, labeller.batch_tokens)

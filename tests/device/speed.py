@@ -178,8 +178,9 @@ def _variants(sizes: Sizes) -> dict[str, dict[str, Any]]:
 def _exact(sizes: Sizes, device: Device, variant: dict[str, Any]) -> Figures:
     """Return the tokens per second with which this project computes the exact labels of whole windows.
 
-    For the default variant, also return the ratio of this speed to the speed of the paper's procedure, with one and
-    with several positions in a pass. The procedure takes two passes per token. It is timed at a few positions only.
+    For the default variant, also return the ratios of this speed to two speeds of the paper's procedure: labelling one
+    position at a time, and labelling several positions at a time. The procedure takes two passes per position. It is
+    timed at a few positions only.
     """
     model = estimator(sizes, device, HALF, **variant)
     torch.manual_seed(0)
@@ -204,7 +205,7 @@ def _window(sizes: Sizes, device: Device) -> Tensor:
 
 @torch.no_grad()
 def _kernels(sizes: Sizes, device: Device) -> Figures:
-    """Return the shares of a forward pass that the five longest kernels and the longest kernel of attention take."""
+    """Return the shares of a forward pass's time for the five longest kernels and the longest attention kernel."""
     model, ids_BT = language_model(sizes.models[0], sizes.context, device, HALF), _window(sizes, device)
     next_token_hidden(model, ids_BT)
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]) as profiled:

@@ -31,7 +31,11 @@ KILLS_ONCE, KILLS_ALWAYS, FAILS_ONCE, NOT_FINITE = 96, 95, 94, 93
 
 @dataclass(frozen=True)
 class FakeLabeller:
-    """Labeller whose labels depend on the token, the tokens before it in its window, and the batch's size and row."""
+    """Labeller whose labels depend on the tokens and on the batch.
+
+    A token's label depends on the token, on the tokens before it in its window, on the size of the batch and on the
+    window's row in the batch.
+    """
 
     seconds: float = 0.0
     """Seconds that a batch takes."""

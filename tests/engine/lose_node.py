@@ -1,7 +1,7 @@
 """`python -m tests.engine.lose_node INPUT OUTPUT SECONDS`: a run while one node joins the cluster and another is lost.
 
-A batch takes SECONDS. The command prints how many workers were on both nodes, how many units were committed, and how
-many workers remain.
+A batch takes SECONDS. The command prints the largest number of workers on the two nodes together, whether a node was
+lost, the number of committed units, and the number of workers that remain.
 """
 
 import json

@@ -63,7 +63,7 @@ def test_a_grown_dataset_is_the_one_that_the_larger_limit_makes(tmp_path: Path, 
 
 
 def killed_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
-    """Make the change of a file with the number `call` raise KilledError. Changes of all files are counted from 0."""
+    """Make one change of a file raise KilledError: the change with index `call`, counted from 0 over all files."""
     steps = iter(range(1000))
 
     def counted(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""A run on another node than the one that prepared it."""
+"""A run that is prepared on one node and executed on another node."""
 
 import shutil
 from pathlib import Path

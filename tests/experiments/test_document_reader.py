@@ -61,7 +61,8 @@ def saved(folder: Path, vocabulary: int, tokenizer: Path | None, context: int = 
 def slow_losses(model: PreTrainedModel, ids: list[int], window: int) -> list[float]:
     """Return the loss of each token in nats, computed token by token.
 
-    Before each token, the model reads the start token and the preceding tokens of the first window with this token.
+    Each loss is computed in the first window that contains the token. Before the token, the model reads the start token
+    and all earlier tokens of this window.
     """
     losses: list[float] = []
     for at, token in enumerate(ids):

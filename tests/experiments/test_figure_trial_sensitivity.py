@@ -1,4 +1,4 @@
-"""The scan of layers: its list of layers, a loss change computed by hand, and the restored model."""
+"""The scan that rounds one layer at a time: it finds every layer, yields the right changes, and restores the model."""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,4 +1,7 @@
-"""Memorised nats of documents: most for repeated documents, with the sums of a loop and a bootstrap's intervals."""
+"""Memorised nats of documents.
+
+Repeated documents have the most memorised nats. Sums equal a loop over tokens, and intervals agree with a bootstrap.
+"""
 
 import math
 from functools import partial
@@ -91,8 +94,8 @@ def test_repeated_documents_come_first(tmp_path: Path) -> None:
 def test_unseen_text_is_not_memorised_by_a_model_that_is_the_source(tmp_path: Path) -> None:
     """The labels are either the true surprisals or the true entropies.
 
-    Measured by surprisals, nothing must be memorised. Measured by entropies, the documents must have as many memorised
-    nats per token as other unseen text.
+    With surprisals as labels, no nats must count as memorised. With entropies as labels, the documents must have as
+    many memorised nats per token as other unseen text.
     """
     table = rows_of_different_entropy(SYMBOLS, SYMBOLS, generator(0))
     reader = saved(chain_language_model(table, context=TOKENS), tmp_path / "model")

@@ -78,10 +78,11 @@ def test_megatron_reads_every_document_with_its_labels(
 
 
 def test_the_index_of_megatron_has_its_layout() -> None:
-    """The expected values are the layout, written by hand.
+    """The expected bytes are written by hand, from the layout of an index.
 
-    An index has a header, version 1, the code of uint16, the numbers of sequences (2) and of document borders (3), the
-    lengths of the sequences, the positions of their first bytes, and the document borders.
+    An index begins with a header, the version (1), the code of the type (8 for uint16), the number of sequences (2) and
+    the number of document borders (3). Three arrays follow: the lengths of the sequences, the byte offsets of the
+    sequences, and the document borders.
     """
     content = megatron_index(np.array([3, 2]), np.dtype("<u2"))
     assert content[:9] == b"MMIDIDX\x00\x00" and content[9:18] == b"\x01" + bytes(7) + b"\x08"

@@ -45,7 +45,7 @@ def read_by_litdata(folder: Path) -> list[Sample]:
 
 
 def read_slowly(folder: Path) -> list[Sample]:
-    """Return the samples of an MDS or LitData export, parsed by a slow reader that does not use their libraries."""
+    """Return the samples of an MDS or LitData export. The slow parser uses neither the MDS nor the LitData library."""
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     mds = "shards" in index
     if mds:
@@ -129,7 +129,7 @@ def test_a_sample_is_a_block_of_tokens(
 
 
 def batch_of(lengths: list[int]) -> TokenBatch:
-    """Return documents of these lengths, with ids 0, 1, ..., labels 0, -1, ..., and every third token trained on."""
+    """Return documents of these lengths. Ids are 0, 1, ...; labels are 0, -1, ...; every third token is trained on."""
     numbers_N = np.arange(sum(lengths))
     return TokenBatch(numbers_N, -numbers_N.astype(np.int16), numbers_N % 3 == 0, np.array(lengths), len(lengths))
 

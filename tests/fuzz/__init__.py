@@ -3,8 +3,8 @@
 python -m tests.fuzz --count 10000               # all kinds: prints a line for each kind, and fails if an input fails
 python -m tests.fuzz --count 500 --kinds zst xz --seed 7
 
-A kind of input in `KINDS` has a strategy that draws inputs and a function that uses one. The kinds of documents are in
-`tests/fuzz/formats.py`, all other kinds in `tests/fuzz/records.py`.
+Each kind of input in `KINDS` consists of a strategy, which draws inputs, and a function, which uses one input. The
+kinds of documents are in `tests/fuzz/formats.py`. All other kinds are in `tests/fuzz/records.py`.
 """
 
 from tests.fuzz.formats import FORMATS

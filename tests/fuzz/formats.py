@@ -58,7 +58,10 @@ def lines_of(rows: list[dict[str, Any]]) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, whole: st.SearchStrategy[bytes]) -> bytes:
-    """Draw a sound file, or a file with a few bytes changed, removed or inserted, which may also be cut short."""
+    """Draw a sound file or a damaged file. `whole` draws the sound files.
+
+    A damaged file has a few bytes changed, removed or inserted, and may be cut short.
+    """
     content = bytearray(draw(whole))
     changes = draw(st.sampled_from([0, 0, 1, 1, 2, 3]))
     if not changes:
@@ -95,7 +98,7 @@ def tables(draw: st.DrawFn) -> bytes:
 def use_file(name: str) -> Callable[[Path, bytes], str]:
     """Return a function that plans and reads a file of this name as annotation does.
 
-    The rows that are read must be as many as the rows that were planned.
+    The number of rows that are read must equal the planned number of rows.
     """
 
     def use(folder: Path, content: bytes) -> str:

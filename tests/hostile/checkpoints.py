@@ -45,7 +45,7 @@ class Bomb:
 
 @dataclass(frozen=True)
 class Hostile:
-    """A hostile checkpoint: a sound one of this kind, with one change."""
+    """A hostile checkpoint: a sound checkpoint of the kind `kind`, with one change."""
 
     name: str
     kind: CheckpointKind

@@ -1,6 +1,7 @@
 """A dataset prepared by an attacker is published, annotated, verified, reported and trained on.
 
-No file outside its folder is opened or changed, none of its code runs, and each command succeeds or ends in one line.
+No file outside the dataset's folder is opened or changed, and no code from the dataset is run. Each command succeeds,
+prints a list of the dataset's faults, or ends with an error message of one line.
 """
 
 import shutil

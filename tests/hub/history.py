@@ -83,7 +83,8 @@ class Repository:
     refs: dict[str, str] = field(default_factory=dict)
     """Object names of commits by the full names of refs: refs/heads/main, refs/tags/v1, refs/convert/parquet."""
     objects: dict[str, bytes] = field(default_factory=dict)
-    """Contents of large files by the SHA-256 that the client gave, and of their parts by SHA-256/NUMBER."""
+    """Contents of large files and of their uploaded parts. The key of a file is the SHA-256 that the client gave. The
+    key of a part is SHA-256/NUMBER."""
 
     @property
     def owner(self) -> str:
@@ -94,7 +95,7 @@ class Repository:
         return self.name if self.kind == "models" else f"{self.kind}/{self.name}"
 
     def at(self, revision: str) -> Commit:
-        """Return the commit that a branch, a tag, another ref, or the first digits of an object name stand for."""
+        """Return the commit of a revision: a branch, a tag, another ref, or the first digits of an object name."""
         for name in (branch_ref(revision), f"refs/tags/{revision}"):
             if name in self.refs:
                 return self.history[self.refs[name]]
@@ -132,7 +133,7 @@ class Repository:
             at = self.history[at.parent] if at.parent else None
 
     def last_change(self, commit: Commit, path: str) -> Commit:
-        """Return the commit that gave a file or folder the content that the path has at `commit`."""
+        """Return the commit that last changed a file or folder, among `commit` and the commits before it."""
         last = commit
         for earlier in self.ancestry(commit):
             if earlier.oid_at(path) != commit.oid_at(path):

@@ -110,7 +110,10 @@ def test_a_file_of_parts_of_another_is_put_together_from_any_byte_to_any_other(x
 
 
 def assembled(told: Any) -> bytes:
-    """Return the joined bytes of a reconstruction's terms, fetched from the ranges of blocks that it names."""
+    """Return the bytes of all terms of a reconstruction, joined to one file.
+
+    Each term is fetched from the range of a block that the reconstruction names.
+    """
     pieces = []
     for term in told["terms"]:
         found = next(one for one in told["fetch_info"][term["hash"]] if one["range"] == term["range"])

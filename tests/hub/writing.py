@@ -52,9 +52,9 @@ def validate_yaml(exchange: Exchange) -> Answer:
 
 
 def preupload(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """Answer how each file must be sent and whether it must be left out.
+    """Answer, for each file, in which way it must be sent, and whether it must be left out.
 
-    If the repository has the path already, the answer includes its object name.
+    If the repository already has a file at the path, the answer includes the object name of the repository's file.
     """
     blobs = repository.branch(revision).blobs
     ignored = exchange.json.get("gitIgnore")

@@ -1,7 +1,7 @@
 """Storage of Xet: blocks of compressed chunks (xorbs), and for each file the list of the chunks that it consists of.
 
-Shards have the layout of version 2 and chunks that of version 0, as hf_xet writes them. A hash is written as its four
-64-bit words in hexadecimal.
+Shards have the layout of version 2, and chunks have the layout of version 0. These are the versions that hf_xet writes.
+A hash is written as its four 64-bit words in hexadecimal.
 """
 
 import struct

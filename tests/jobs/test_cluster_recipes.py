@@ -170,7 +170,10 @@ def test_commands_in_a_recipe_are_understood(recipe: Path, monkeypatch: pytest.M
 
 
 def test_a_ray_started_by_hand_and_its_jobs_have_a_token() -> None:
-    """Without a token of its own, a cluster uses one that another Ray left in ~/.ray, but `ray job submit` does not."""
+    """A recipe that starts Ray by hand sets a token first.
+
+    Otherwise, the cluster uses a token that another Ray left in ~/.ray, and `ray job submit` does not use this token.
+    """
     by_hand = [recipe for recipe in RECIPES if "#   ray start --head" in recipe.read_text(encoding="utf-8")]
     assert len(by_hand) == 2
     for recipe in by_hand:

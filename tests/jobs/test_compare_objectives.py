@@ -54,7 +54,7 @@ def lines(file: Path) -> list[dict[str, str]]:
 
 
 def test_one_training_flag_keeps_the_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other flags must keep the defaults of this job. Those of large trainings make batches four times as large."""
+    """Other flags must keep this job's defaults. The defaults of large trainings make batches four times as large."""
     received: list[Config] = []
 
     def command(config: Config) -> None:

@@ -20,7 +20,7 @@ def rows_of(printed: str) -> dict[str, list[str]]:
 def test_figures_are_printed_for_all_documents_by_length_and_by_a_column(
     tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The labels of site a are 1 nat above the reference's labels, and those of site b equal them.
+    """The labels of site a are 1 nat above the reference's labels. The labels of site b equal the reference's labels.
 
     The third document has no site and is missing from the reference.
     """

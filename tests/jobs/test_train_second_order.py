@@ -58,8 +58,8 @@ def causal(tmp_path: Path) -> Path:
 def before_the_first_step(config: Config) -> tuple[SecondOrderModel, float, float]:
     """Return the job's model before training, and two values of R² in the job's windows.
 
-    The first R² is that of the seeing output (which has read the token), and the second is that of the language model's
-    loss. Both are compared with the labels of the held-out documents.
+    The first R² is for the seeing output, which has read the token. The second R² is for the language model's loss.
+    Both compare with the labels of the held-out documents.
     """
     plan = Prepared.of(config)
     seen, held_out = read_documents(plan)

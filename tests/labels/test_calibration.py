@@ -1,4 +1,4 @@
-"""Calibration applied to labels, against a loop over tokens, and files that are refused."""
+"""Calibrated labels equal those of a loop over tokens. Damaged or unsuitable calibrations are refused."""
 
 import json
 from dataclasses import replace

@@ -39,7 +39,7 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Labelled:
-    """Help texts, with SmolLM2's tokens and the nats of the tokens, an array per text."""
+    """Sample texts, with each text's SmolLM2 tokens and an array of the tokens' nats."""
 
     texts: list[str]
     tokens: list[Tokens]

@@ -97,7 +97,10 @@ def random_nats(count: int) -> np.ndarray:
 
 
 def slowly_moved(nats_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.ndarray:
-    """Return nats moved byte by byte. Every end must be a whole number, and every token must have bytes."""
+    """Return the nats of each target token, summed byte by byte.
+
+    Every source token must have at least one byte, and every token must end at a whole number of bytes.
+    """
     nats_N: list[float] = []
     for nats, start, end in zip(nats_S, [0, *ends_S[:-1]], ends_S, strict=True):
         nats_N += [nats / (end - start)] * int(end - start)
@@ -158,7 +161,7 @@ def test_a_byte_level_token_has_a_byte_for_each_of_its_characters(text: str, nam
 
 
 def test_tokens_that_split_an_emoji_end_at_its_bytes() -> None:
-    """The shipped tokenizer has two tokens for the joiner's three bytes, and four tokens for an emoji's four bytes."""
+    """The shipped tokenizer has two tokens for the three bytes of U+200D, and four tokens for an emoji's four bytes."""
     assert byte_ends(tokenizer_of("shipped"), "👨\u200d👩") == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
 
 
@@ -167,7 +170,10 @@ def test_byte_tokens_of_one_run_of_characters_get_one_byte_each() -> None:
 
 
 def test_tokens_that_share_a_character_share_its_bytes_evenly() -> None:
-    """The token of the added space has no character of its own. It shares the emoji's bytes with four byte tokens."""
+    """The tokenizer puts a space before the text, and the text begins with an emoji.
+
+    The token of this space has no character of the text. It shares the emoji's bytes with four byte tokens.
+    """
     ends_T = encode_with_ends(tokenizer_of("unigram"), ["👨é"])[0].ends_T
     np.testing.assert_allclose(ends_T, [0.8, 1.6, 2.4, 3.2, 4, 6])
 
@@ -217,7 +223,7 @@ def test_a_corpus_keeps_each_documents_nats_in_other_tokens() -> None:
 
 
 def letters() -> np.ndarray:
-    """Return tokens that the tokenizer does not make from any text: the single letters of a word."""
+    """Return tokens that spell a word by letters. The shipped tokenizer does not make these tokens from the word."""
     return np.concatenate(encode(shipped(), ["t", "h", "e"]))
 
 

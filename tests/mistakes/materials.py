@@ -92,7 +92,7 @@ def _write_tables(folder: Path) -> None:
 
 
 def _write_columns(folder: Path) -> None:
-    """Write files with columns that contradict each other or those of another file."""
+    """Write files with contradictory columns. The contradictions are within one file or between two files."""
     write_documents(folder / "words.parquet", ["a"], id=["one"])
     for name, names in (("classes", ["ham", "spam"]), ("other-classes", ["spam", "ham"])):
         feature = {"kind": {"names": names, "_type": "ClassLabel"}}
@@ -340,7 +340,10 @@ def _run(folder: Path, module: str, *arguments: str) -> None:
 
 
 def _write_ledgers(sets: Path) -> None:
-    """Write datasets such as a stranger or a damaged disk may leave."""
+    """Write copies of an annotated dataset, each with one defect in a shard or in the ledger.
+
+    A stranger or a damaged disk may cause such defects.
+    """
     for name in ("link-out", "pipe", "receipt-cut", "receipt-out", "shard-damaged", "report-damaged", "of-text"):
         shutil.copytree(sets / "run" / "out", sets / name)
     ledger = Path(LEDGER_FOLDER, "exact")

@@ -131,10 +131,11 @@ def test_noise_is_added_only_in_training_and_has_the_requested_size(place: str) 
 
 @pytest.mark.parametrize("introduction", ["token", "projection"])
 def test_an_estimator_starts_from_another(introduction: str) -> None:
-    """A new estimator that starts from another estimator of the same variant has the losses of that estimator.
+    """If a new estimator starts from an old estimator of the same variant, both have the same losses.
 
-    If the new estimator adds the embedding above all layers, its decoder's states are those of the other estimator's
-    decoder for an embedding of zeros.
+    If the new estimator adds the embedding above all layers, it copies only the encoder and the decoder of the old
+    estimator. The embedding of the new estimator has no effect until training. The states of the new decoder are those
+    of the old decoder for an embedding of zeros, plus a bias.
     """
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}

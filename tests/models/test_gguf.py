@@ -37,7 +37,7 @@ TENSORS = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Yield the folder of converted files, which replaces HF_HOME."""
+    """Yield a new folder that replaces HF_HOME in these tests. Converted files are written below this folder."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("cache")
         patch.setattr(gguf, "HF_HOME", str(folder))

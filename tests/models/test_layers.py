@@ -1,4 +1,4 @@
-"""Stacks divided at a layer: both parts together are the whole stack, in every family."""
+"""Stacks divided at a layer: in every family, the two parts in sequence compute the same as the whole stack."""
 
 import pytest
 import torch

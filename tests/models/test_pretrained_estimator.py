@@ -33,7 +33,11 @@ OF_ENTRY = [each["entry"] for each in ENTRIES]
 def around(
     model: PreTrainedModel, second: PreTrainedModel | None = None, *, trained: bool = True, **settings: Any
 ) -> PretrainedEstimator:
-    """Return an estimator around a language model. If `trained`, random weights let the embedding have an effect."""
+    """Return an estimator around a language model.
+
+    The embedding of a new estimator has no effect. If `trained` is True, the weights that introduce the embedding into
+    the decoder are random, and the embedding has an effect.
+    """
     torch.manual_seed(0)
     sizes = {"vocab_size": model.config.get_text_config().vocab_size, "context": 24, "bottleneck_width": 3}
     config = PretrainedEstimatorConfig(**{**sizes, "start_token": START, **settings})

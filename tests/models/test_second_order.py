@@ -1,6 +1,7 @@
 """The second-order model: the tokens that its outputs read, its direct and residual forms, and warm starts.
 
-The seeing output has read the token whose entropy it estimates. The expecting output reads only the tokens before.
+The seeing output has read the token whose entropy it estimates. The expecting output has read only the tokens before
+this token.
 """
 
 import json

@@ -19,7 +19,7 @@ def planned(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> tuple[Run, 
 
 
 def annotated(folder: Path, rows: int = 12, rows_per_unit: int = 2) -> Run:
-    """Return a run with all its units done, but without the card."""
+    """Return a run whose units are all done. Its dataset has no dataset card yet."""
     run, units = planned(folder, rows, rows_per_unit)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     annotator = load_fake(run)

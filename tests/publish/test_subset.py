@@ -82,7 +82,7 @@ FILES_THERE = (
     ["some files/a[1]*.parquet", "other.parquet"],
 )
 MARKS = {(0, False): (), (1, True): (), (2, True): pytest.mark.long, (3, False): pytest.mark.long}
-"""Marks of the pairs of files and of whether there is a card. The other pairs are slow."""
+"""Marks of test cases. A key is the index of the files in FILES_THERE, and True with a card. Other cases are slow."""
 PAIRS = [
     pytest.param(paths, card, marks=MARKS.get((place, card is not None), pytest.mark.slow))
     for place, paths in enumerate(FILES_THERE)

@@ -142,7 +142,10 @@ def tree(block: str) -> dict[str, str]:
 
 
 def unknown_names(snippet: str, known: set[str]) -> set[str]:
-    """Return the names that a snippet reads, except its own, its imports, those in `known` and Python's built-ins."""
+    """Return the names that a snippet reads but does not define or import.
+
+    The names in `known` and Python's built-ins are left out.
+    """
     nodes = [*ast.walk(ast.parse(snippet))]
     read = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     return read - names_of(snippet) - known - set(dir(builtins))

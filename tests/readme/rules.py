@@ -26,12 +26,20 @@ class Rule:
     way: Way = "here"
     """Way in which a test runs the command, or checks a part of a command that it does not run.
 
-    A test runs the command in these ways. here: in this process. process: in its own process, with the test Hub. peer:
-    as with process, if lm-eval is installed. cluster: as a job of a Ray cluster.
+    Ways to run the command:
 
-    A test runs no command in these ways, and checks only a part of the command. internet: the tasks of lm-eval exist.
-    make: the target exists. tests: the pytest marks are known. measurement: the module has the flags. docker: the files
-    exist.
+    - here: in this process
+    - process: in a separate process, with the test Hub
+    - peer: like `process`, but only if lm-eval is installed
+    - cluster: as a job of a Ray cluster
+
+    Ways to check a part of the command without running it:
+
+    - internet: the tasks of lm-eval exist
+    - make: the target exists
+    - tests: the pytest marks are known
+    - measurement: the module has the flags
+    - docker: the files exist
     """
     changed: Mapping[str, str] = field(default_factory=dict)
     """Parts of the command, each with the text that replaces it."""

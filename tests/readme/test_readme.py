@@ -69,7 +69,8 @@ pipeline.report, jobs.compare_objectives and pipeline.export."""
 
 
 SHARDED = "accelerate launch --config_file jobs/fsdp.yaml"
-"""Beginning of the command that trains with sharded weights, but otherwise like the launch command before it."""
+"""Beginning of the launch command that trains with sharded weights. Apart from the shards, this command is the same as
+the launch command before it in the documentation."""
 
 
 def commands(*ways: Way) -> list[Any]:

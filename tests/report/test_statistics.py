@@ -1,4 +1,4 @@
-"""Figures compared with those of loops over all tokens."""
+"""Statistics of a sample, compared with statistics that loops over all tokens compute."""
 
 import math
 from collections import defaultdict

@@ -16,9 +16,11 @@ from pipeline.training.torch_dataset import LabelledWindows
 
 
 def ranked_tokens(source: str, folder: Path) -> None:
-    """Write the tokens that this process reads, to one file for each way to find its rank.
+    """Write the tokens that this process reads, to one file for each way in which the dataset finds the process's rank.
 
-    launched: from a launcher's environment variables. joined: from the process group. pickled: from a pickled dataset.
+    - launched: the dataset reads a launcher's environment variables
+    - joined: the dataset asks the process group
+    - pickled: the dataset was pickled in the process group, and the pickle holds the rank
     """
     windows = LabelledWindows(find_annotations(source), CutAtEnd(length=8))
     launched = tokens(DataLoader(windows, batch_size=None))

@@ -64,9 +64,9 @@ def mean_loss(model: nn.Module, batch: Batch, start: int | None) -> float:
 
 
 def level(start: int | None) -> float:
-    """Return a level between the mean loss of the whole step and that of a batch.
+    """Return a level between the mean loss of the whole step and the mean loss of one of its batches.
 
-    Flood-mean with this level would differ if it were computed batch by batch.
+    With this level, flood-mean computed batch by batch would differ from flood-mean of the whole step.
     """
     model, whole = language_model(), joined(batches())
     means = [mean_loss(model, batch, start) for batch in batches()]
@@ -77,8 +77,8 @@ def level(start: int | None) -> float:
 def gradients(way: str) -> Iterator[tuple[str, Tensor]]:
     """Yield the name of every objective with the gradients and the loss of one step.
 
-    The way is `whole`, with all rows in one batch, or `parts`, with several batches. Every objective is yielded for
-    windows, and again for documents with penalties.
+    If `way` is `whole`, all rows are in one batch. If it is `parts`, they are in several batches. Every objective is
+    yielded twice: for windows without penalties, and for documents with penalties.
     """
     for name in get_args(ObjectiveName):
         for kind, start in STARTS.items():

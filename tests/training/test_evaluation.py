@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 
 def documents(lengths: list[int]) -> Corpus:
-    """Return a corpus in which the id of every token is the token's position."""
+    """Return a corpus in which the id of every token is the token's position in the whole corpus."""
     return Corpus(np.arange(sum(lengths), dtype=np.int32), np.cumsum([0, *lengths]))
 
 

@@ -1,4 +1,4 @@
-"""Losses token by token: a label one position off would change every number here."""
+"""Losses compared token by token. If labels were shifted by one position, every number here would change."""
 
 from dataclasses import replace
 

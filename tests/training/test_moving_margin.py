@@ -1,4 +1,7 @@
-"""Moving margin: labels begin `first` nats off and are exact from halfway on. Missing labels stay missing."""
+"""Moving margin: the nats that are added to labels change from `first` to 0 in the first half of a training.
+
+In the second half, nothing is added. Missing labels stay missing.
+"""
 
 import pytest
 import torch

@@ -59,9 +59,9 @@ def slow(name: ObjectiveName, loss: float, entropy: float, row: list[float]) -> 
 
 
 def slow_probability(loss: float, entropy: float) -> float:
-    """Return the binary cross-entropy of one token, whose probability is q = exp(-loss).
+    """Return the binary cross-entropy of a token's probability q = exp(-loss), with exp(-entropy) as the target.
 
-    In the term ln(1 - q), a loss below EPS is replaced by EPS.
+    The target is at most 1. In the term ln(1 - q), a loss below EPS is replaced by EPS.
     """
     target = min(1.0, math.exp(-entropy))
     return target * loss - (1 - target) * math.log(-math.expm1(-max(loss, EPS)))

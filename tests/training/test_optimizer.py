@@ -1,4 +1,4 @@
-"""Optimizers: Muon with AdamW, compared with the two stepped separately, and resumed."""
+"""The optimizer that joins Muon and AdamW. It is compared with two separate optimizers, and training is resumed."""
 
 from copy import deepcopy
 from dataclasses import replace

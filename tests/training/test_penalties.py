@@ -1,4 +1,4 @@
-"""Penalties against torch on whole matrices of logits, in values and gradients, with any objective."""
+"""Penalties added to objectives: values and gradients equal those that torch computes from the matrix of all logits."""
 
 from dataclasses import replace
 from typing import Any

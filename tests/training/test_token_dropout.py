@@ -1,4 +1,4 @@
-"""Token dropout: which tokens are hidden, how many, and that all are still predicted."""
+"""Token dropout hides a growing share of the tokens with low labels. Hidden tokens are still predicted."""
 
 import pytest
 import torch

@@ -34,7 +34,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> AnnotatedDataset:
 
 
 def tokens_of(windows: Iterator[Any]) -> list[int]:
-    """Return the documents' tokens, all above 0, and check that each has its own label."""
+    """Return the documents' tokens without separators (id 0), and check that each token has its own label."""
     found: list[int] = []
     for window in windows:
         ids, labels, documents = (np.asarray(values).ravel() for values in window)

@@ -87,7 +87,10 @@ def test_a_window_beyond_the_context_is_refused(dataset: AnnotatedDataset) -> No
 
 
 def slow_loss(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    """Return the mean of flood over all targets of a packed batch, reading each piece of a document by itself."""
+    """Return the mean of the objective flood over all targets of a packed batch.
+
+    The model reads each piece of a document by itself.
+    """
     ids_S, starts = batch["input_ids"][0], (batch["position_ids"][0] == 0).nonzero().flatten().tolist()
     values = []
     for start, stop in zip(starts, [*starts[1:], len(ids_S)], strict=True):
@@ -160,7 +163,7 @@ def test_processes_of_a_trainer_divide_the_windows(dataset: AnnotatedDataset, wo
 def test_processes_of_a_trainer_take_the_steps_of_one_loop_over_all_their_windows(
     dataset: AnnotatedDataset, tmp_path: Path, processes: int
 ) -> None:
-    """The job passes `rank=0, world_size=1` and no dispatched batches, as the documentation says."""
+    """The job passes `rank=0, world_size=1` and disables the dispatch of batches, as the documentation says."""
     job = ("tests.training.trainer_job", "--labels", dataset.source, "--output", tmp_path, "--steps", 3)
     for process in group(processes, *job):
         assert process.wait(300) == 0, process.communicate()

@@ -65,7 +65,7 @@ def checkpoint_of(way: str) -> str:
 
 
 def annotated(folder: Path, output: Path, way: str, run_command: RunCommand) -> Path:
-    """Annotate the documents and return the checkpoint."""
+    """Annotate the documents in one of the ways in WAYS, and return the path of the checkpoint."""
     checkpoint = folder / checkpoint_of(way)
     method = "exact" if way == "folds" else checkpoint.name
     arguments = [

@@ -53,7 +53,8 @@ def values(dataset: Path) -> object:
 def matters(file: Path, before: bytes) -> bool:
     """Return whether a change of the file, whose content was `before`, must be found.
 
-    A change need not be found if it affects only prose, the formatting of JSON, or a count that shards do not contain.
+    A change need not be found if it affects only prose, the formatting of JSON, or a count that cannot be computed from
+    a shard.
     """
     if file.suffix == ".md" or file.name in ("report.json", "lock"):
         return False
