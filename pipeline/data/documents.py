@@ -61,8 +61,8 @@ class FileInfo:
     """Number of rows in each part of the file that can be read cheaply on its own. The parts of a Parquet file are its
     row groups. Any other file is a single part, or has no part if it has no rows."""
     schema: pa.Schema
-    """Schema of the columns. For Parquet, it is the plain form of the file's schema. For JSON lines, its types hold all
-    values of the file, and a column that holds only nulls has the type null, unless it is the column of documents."""
+    """Schema of the columns. For Parquet, this is the file's schema without views and extension types. For JSON lines,
+    its types hold all values of the file. A column of nulls has the type null, except the column of documents."""
     sha256: str
     """Digest of a Parquet file's name, size and footer, or of the decompressed content of any other file."""
 

@@ -178,10 +178,10 @@ def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[
 
 
 def rows_for_file(audit: Audit, baseline: Rate | None) -> Iterator[dict[str, object]]:
-    """Yield the figures of each document by name, in nats.
+    """Yield a row of the results file for each document: the document's figures in nats, by the name of the column.
 
-    `value` is the document's value in the column that groups the documents. Figures are left out if the dataset lacks
-    their column or, for `above_unseen`, if there is no baseline.
+    The column `value` has the document's value in the column that groups the documents. A column is left out if the
+    dataset lacks what it needs. The column `above_unseen` is also left out if `baseline` is None.
     """
     given = {
         name for name in ("id", "value") if any(getattr(document, name) is not None for document in audit.documents)

@@ -7,8 +7,8 @@ gives both in the same windows. If only some tokens are trained on, masks are in
   end of each document as uint64. Masks are `.ds.loss` files next to the ids, one byte per token.
 - OLMo-core: `.npy` files without a header, with ids as uint16 or uint32, and masks as bool for `label_mask_paths`.
 - Megatron (indexed dataset, version 1): `.bin` with ids as uint16 if there are fewer than 65,500, otherwise as int32;
-  `.idx` with a header, the number of tokens and the first byte of each document, and the documents' borders. Masks are
-  uint8.
+  `.idx` with a header and three arrays: each document's number of tokens, its offset in bytes in the `.bin`, and the
+  indices of the documents. Masks are uint8.
 
 Labels are int16, in units of 1/128 nat. Formats without signed numbers hold the same 16 bits.
 """

@@ -83,7 +83,7 @@ class Backbone:
 
 
 def hold_trained(backbone: Backbone, model: PreTrainedModel, folder: Path, role: Role) -> Backbone:
-    """Write a backbone whose weights were all trained into the checkpoint in `folder`, and return its new record."""
+    """Write a backbone to the checkpoint in `folder`, since all its weights were trained. Return its new record."""
     model.save_pretrained(folder / role)
     return replace(backbone, sha256=Checkpoint(folder / role).sha256, held=True)
 

@@ -177,9 +177,14 @@ class EntropyEstimator(Estimator):
             self.load_state_dict(weights)
             return
         stacks = [name for name in own if name.startswith(("encoder.", "decoder.", "below."))]
-        if any(shapes.get(name) != own[name].shape for name in stacks) or not isinstance(self.introduce, nn.Linear):
+        if any(shapes.get(name) != own[name].shape for name in stacks):
             raise ValueError(
                 "the estimator to start from has an encoder or a decoder of another shape; give the same sizes"
+            )
+        if not isinstance(self.introduce, nn.Linear):
+            raise ValueError(
+                "`model.introduction` embedding cannot start from an estimator whose embedding enters in another form"
+                " or at another layer; give token or projection, or the estimator's own form and layer"
             )
         self.load_state_dict({name: weights[name] for name in stacks}, strict=False)
         nn.init.zeros_(self.introduce.weight)

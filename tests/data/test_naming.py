@@ -1,4 +1,4 @@
-"""Public names of inputs, and the call that loads a dataset, as understood by Python and `datasets`."""
+"""Names of inputs without a user's folders, and the printed `load_dataset` call, which Python and `datasets` run."""
 
 import ast
 import os
