@@ -81,10 +81,15 @@ FILES_THERE = (
     ["data/train-00000-of-00001.parquet", "data/test-00000-of-00001.parquet"],
     ["some files/a[1]*.parquet", "other.parquet"],
 )
-MARKS = {(0, False): (), (1, True): (), (2, True): pytest.mark.long, (3, False): pytest.mark.long}
+MARKS: dict[tuple[int, bool], list[pytest.MarkDecorator]] = {
+    (0, False): [],
+    (1, True): [],
+    (2, True): [pytest.mark.long],
+    (3, False): [pytest.mark.long],
+}
 """Marks of test cases. A key is the index of the files in FILES_THERE, and True with a card. Other cases are slow."""
 PAIRS = [
-    pytest.param(paths, card, marks=MARKS.get((place, card is not None), pytest.mark.slow))
+    pytest.param(paths, card, marks=MARKS.get((place, card is not None), [pytest.mark.slow]))
     for place, paths in enumerate(FILES_THERE)
     for card in (None, CARD)
 ]
