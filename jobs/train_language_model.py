@@ -361,7 +361,7 @@ def card(
             **({"left out": f"{left_out:,} documents whose labels cannot move"} if left_out else {}),
             "held out": f"{held_out:,} documents after them",
             "started from": config.init_from or "random weights",
-            "model behind the labels": origin.labelled_by,
+            "model behind the labels": origin.labeller,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "training": training_length(metrics),
             **training.averaged,

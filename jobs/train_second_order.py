@@ -364,7 +364,7 @@ def card(
             "trained on": f"{len(seen.given_labels):,} {origin.method} labels in {len(seen):,} documents",
             "labels made by": f"python -m pipeline.annotate --method {origin.method} --share {origin.share} "
             f"--window {origin.window} --overlap {origin.overlap}",
-            "model behind the labels": origin.labelled_by,
+            "model behind the labels": origin.labeller,
             "checkpoint behind the labels, sha256": origin.checkpoint_sha256,
             "windows": str(plan.windows),
             "training": training_length(metrics),

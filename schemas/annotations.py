@@ -232,14 +232,14 @@ class Provenance:
         return {name: label_type(name, shape, vocabulary) for name, shape in self.label_shapes.items()}
 
     @property
-    def labelled_by(self) -> str:
-        """Name of the model. For SHIPPED_MODEL, a hint at better models follows the name.
+    def labeller(self) -> str:
+        """Name of the model. For an ensemble, the way in which its members' labels were combined precedes the names."""
+        return f"{self.combination} of {self.model}" if self.members else self.model
 
-        For an ensemble, the way in which the members' labels were combined precedes their names.
-        """
-        if self.members:
-            return f"{self.combination} of {self.model}"
-        return f"{self.model} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.model
+    @property
+    def labelled_by(self) -> str:
+        """Name of the model as in `labeller`. For SHIPPED_MODEL, a hint at better models follows the name."""
+        return f"{self.labeller} ({BETTER_MODEL})" if self.model == SHIPPED_MODEL else self.labeller
 
     @property
     def has_several_tokenizers(self) -> bool:
