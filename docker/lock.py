@@ -1,7 +1,7 @@
 """Write the image's requirements with the hashes of their files. Run `make lock` after a change of dependencies.
 
 requirements.txt has everything except torch. requirements-cu130.txt has PyPI's torch for Linux, which is built for CUDA
-13.0, and the CUDA libraries. torch for CPUs only is on PyTorch's own index, and has no hash here.
+13.0, and the CUDA libraries. The CPU build of torch is on PyTorch's own index, and has no hash here.
 """
 
 import re

@@ -44,8 +44,9 @@ class Config:
     sources: tuple[str, ...] = tuple(SOURCES)
     """Names of the sources of known entropy to measure on; all by default."""
     introduction: bool = False
-    """Compare estimators instead of label methods. The estimators differ in the place where the embedding enters the
-    decoder: above none, some or all of the decoder's layers."""
+    """Compare estimators instead of label methods. In the first variant, the embedding enters the decoder as an
+    additional token. In the other variants, the embedding is added to the states above the first n decoder layers, for
+    every n from 0 to the number of layers."""
     widths: tuple[int, ...] = (1, 4)
     """With --introduction, embedding widths to try."""
     ensemble: tuple[int, ...] = ()

@@ -103,7 +103,8 @@ def reproduce_figures(config: Config) -> None:
 def rows_of(trial: FigureTrial, figure: Figure, text: "Text", config: Config, folder: Path) -> Sequence[Row]:
     """Train the model of a trial, and return the rows of the figure that this model contributes.
 
-    There is one row per evaluation or, for a figure about rounding, one row per layer of the model.
+    Each row is for one evaluation. In a figure about rounding, each row is for the rounded weights or activations of
+    one layer.
     """
     from pipeline.experiments.figure_trial import rows_by_layer, trained_model
     from pipeline.models.window_encoder import WindowEncoder

@@ -45,15 +45,15 @@ class Config:
     """Folder to write the checkpoint to."""
     init_from: str | None = None
     """Model to start from: a causal language model, around which the estimator is built, or an estimator with the sizes
-    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. Only the
-    weights of the encoder and the decoder are copied from an estimator whose embedding enters the decoder in another
-    form, or above another layer, than in the model to train."""
+    of the model to train. Give a folder, a GGUF file, or a name on the Hub. By default, train from scratch. An
+    estimator's embedding may enter the decoder in another form, or above another layer, than in the model to train.
+    Only the weights of the encoder and the decoder are then copied."""
     folds: int = 1
     """Number of cross-validation folds; one estimator is trained for each fold. With several folds, each estimator is
     trained without the documents of its fold, so that it can label these documents without having seen them."""
     encoder: str | None = None
-    """Causal language model to use as the encoder, with the tokenizer of --init-from. By default, the language model of
-    --init-from is both encoder and decoder, with the same weights."""
+    """Causal language model to use as the encoder. Its tokenizer must be that of --init-from. By default, the language
+    model of --init-from is both encoder and decoder, with the same weights."""
     start_token: str | None = None
     """Text of the token that the language models read before every window. By default, this is the
     beginning-of-sequence token that --init-from declares, or else the end-of-sequence token."""
@@ -134,8 +134,9 @@ def read_documents(settings: DocumentSettings, start: Checkpoint | None) -> Docu
     """Read the documents, by default with the tokenizer of the language model to start from.
 
     Raises:
-        ValueError: if the settings name another tokenizer than the language model's, or documents have token ids that
-            the language model lacks; or as `DocumentSettings.read` does.
+        ValueError: if the settings name another tokenizer than the language model's, or if the documents have token ids
+            that the language model lacks.
+        ValueError, OSError: as `DocumentSettings.read` does.
     """
     if start is None or start.kind != "causal":
         return settings.read()

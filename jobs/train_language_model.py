@@ -303,7 +303,8 @@ def tokens_for(config: Config, dataset: AnnotatedDataset, start: Checkpoint | No
     """Return the tokenizer and vocabulary of the model.
 
     Raises:
-        ValueError: as `ModelTokens.of`, or if the checkpoint to start from has no tokenizer, or too few token ids.
+        ValueError: if `ModelTokens.of` raises a ValueError, or the checkpoint to start from has no tokenizer or too few
+            token ids.
     """
     if start is None:
         return ModelTokens.of(dataset, config.tokenizer)

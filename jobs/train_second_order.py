@@ -1,11 +1,13 @@
 """Train the second-order model, which estimates two entropies of each token, on an annotated dataset.
 
 The model has two outputs, which learn by mean squared error. The seeing output reads the token before it estimates the
-token's label in the column `entropy`. The expecting output reads only earlier tokens. It learns the column
-`expected_entropy` if the labels have it. Otherwise it learns `entropy` too, and the best it can learn is the label's
-mean over all possible tokens, which is the expected entropy. Tokens without a label add no error. The labels may come
-from any method, or from a stronger language model. By default, documents are cut into the same windows as in
-annotation. Before each window, a model that starts from a causal language model reads the token that annotation read.
+token's label in the column `entropy`. The expecting output reads only earlier tokens. If the labels have the column
+`expected_entropy`, the expecting output learns this column. Otherwise it learns `entropy` too. The best it can then
+learn is the label's mean over all possible tokens, which is the expected entropy. Tokens without a label add no error.
+The labels may come from any method, or from a stronger language model.
+
+By default, documents are cut into the same windows as in annotation. If training starts from a causal language model,
+the model reads a start token before each window. By default, this is the start token that annotation used.
 
 The same command resumes an interrupted run. The job runs in one process, or in the processes that
 `accelerate launch -m jobs.train_second_order` starts.
@@ -61,8 +63,9 @@ class Config:
     default is half a window."""
     start_token: str | None = None
     """Text of the token to read before every window, if --init-from is a causal language model. The default is the
-    token that annotation read. If annotation read no such token, or used another tokenizer than the dataset's, the
-    default is the beginning or end of sequence that the model's tokenizer declares."""
+    token that the annotation of the dataset read before every window. In two cases, the default is instead the
+    beginning or end of sequence that the tokenizer of --init-from declares: if annotation read no token before windows,
+    or if its tokenizer was not the dataset's tokenizer."""
     form: Form = "residual"
     """Form of the two outputs. residual: each output is a correction, which is added to a value that the model computes
     as a language model. For the seeing output (which has read the token), this value is the token's surprisal. For the
@@ -242,9 +245,10 @@ def starting_points(config: Config, dataset: AnnotatedDataset) -> tuple[Checkpoi
     With several folds, each checkpoint must have been trained without the documents of its fold. This is not checked.
 
     Raises:
-        ValueError: if the number of checkpoints differs from the number of folds; if a checkpoint is none of the kinds
-            that `Config.init_from` names; if its form differs from that of the settings; or if its tokens differ from
-            those of the labels.
+        ValueError: if --backbone settings are given without a causal language model; if the number of checkpoints
+            differs from the number of folds; if the kind of a checkpoint is not listed at `Config.init_from`; if a
+            second-order model has other outputs than the settings name; or if a checkpoint does not read the tokens of
+            the labels.
     """
     whole = config.backbone == TuningSettings(tuning="whole")
     if not whole and (config.init_from is None or Checkpoint.find(config.init_from).folds[0].kind != "causal"):

@@ -113,7 +113,7 @@ COMBINATIONS = {
     "mean of moved nats": "Several models with different tokenizers labelled together: a label is the mean of their "
     "nats, moved to these tokens, and not -ln of a mean probability.",
 }
-"""Sentences on the labels of an ensemble, by the way in which the members' labels are combined."""
+"""Descriptions of an ensemble's labels. Each key names a way of combining the members' labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +233,7 @@ class Provenance:
 
     @property
     def labeller(self) -> str:
-        """Name of the model. For an ensemble, the way in which its members' labels were combined precedes the names."""
+        """Name of the model. For an ensemble, this is the way of combining labels, then the names of the members."""
         return f"{self.combination} of {self.model}" if self.members else self.model
 
     @property

@@ -22,7 +22,11 @@ LARGEST_VALUE = 1e6  # limit for a knot, a slope and a bias
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Non-decreasing function from a label to the reference's mean label, with the line of least squares."""
+    """Non-decreasing function that maps a label to the reference's mean label.
+
+    Every fit has a least-squares line, given by `slope` and `bias`. An isotonic fit also has knots, and applies them
+    instead of the line.
+    """
 
     tokens: int
     """Number of tokens that the function was fitted to."""
@@ -131,7 +135,8 @@ class Calibration:
         """Raise if this calibration cannot be the result of a fit.
 
         Raises:
-            ValueError: naming what is wrong.
+            ValueError: if the columns lack `entropy` or repeat a column; if a domain is repeated or there are too many
+                domains; or if a fit is invalid. The message names the fault.
         """
         names = self.calibrated
         if "entropy" not in names or len(set(names)) < len(names):

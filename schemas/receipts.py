@@ -36,8 +36,8 @@ class Counts:
     rows_without_text: int = 0
     """Rows whose text is null, empty or not text. Their lists of tokens and labels are empty."""
     rows_too_long: int = 0
-    """Rows whose document is longer than `longest_document`. They are included in `rows_without_text`, and their lists
-    are empty."""
+    """Rows whose document is longer than `longest_document`. They are also counted in `rows_without_text`. Their lists
+    of tokens and labels are empty."""
     rows_with_unknown_text: int = 0
     """Rows with characters that the tokenizer replaced by its unknown token, or dropped."""
     rows_with_replacements: int = 0
@@ -48,7 +48,7 @@ class Counts:
     rows_changed: int = 0
     """Rows of a joined dataset whose text is not the one that was labelled. They have no labels."""
     rows_unmatched: int = 0
-    """Rows of a joined dataset whose document is not among the labelled ones. They have no labels."""
+    """Rows of a joined dataset whose document is not among the labelled documents. They have no labels."""
     tokens: int = 0
     labelled_tokens: int = 0
     text_bytes: int = 0

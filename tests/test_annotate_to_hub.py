@@ -298,7 +298,11 @@ def test_a_disk_that_is_full_while_shards_are_staged_loses_nothing(
 def test_names_of_classes_are_those_of_the_source_on_the_hub_too(
     run: Run, hub: Hub, model: Path, tmp_path: Path, more: dict[str, list[str]]
 ) -> None:
-    """The dataset keeps the names of its source's ClassLabel, even if a column `_type` keeps them out of the card."""
+    """The dataset has the class names that its source declares with ClassLabel.
+
+    The card has no features if the source has a column with the reserved name `_type`. `datasets` then reads the class
+    names from the shards.
+    """
     columns = {"kind": [0, 1, None], **more}
     known = {"kind": {"names": ["ham", "spam"], "_type": "ClassLabel"}}
     table = pa.table({"text": sample_texts(3, 200), **columns})

@@ -1,4 +1,4 @@
-"""Outputs in the folder that `ray job submit` creates for a job, and that Ray deletes after the job."""
+"""Outputs in the folder that `ray job submit` creates for a job. Ray deletes this folder after the job."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Commands that are interrupted by real signals during their work, or whose output's reader has gone."""
+"""Commands that real signals interrupt during their work, or that write to a pipe after its reader has ended."""
 
 import os
 import signal

@@ -1,4 +1,7 @@
-"""`--longest-document`: a longer document has a row without tokens, counted in summary, receipts and card."""
+"""`--longest-document`: a document above this limit gets a row without tokens.
+
+The summary, the receipts and the card count these documents.
+"""
 
 import json
 from pathlib import Path

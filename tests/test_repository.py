@@ -49,7 +49,7 @@ def test_the_make_targets_in_the_contributors_guide_exist() -> None:
 
 
 SAME_NAMES = {"__init__", "__main__", "config", "second_order"}
-"""Names that may occur twice: packages have their own settings; label methods are named like their models."""
+"""Module names that may repeat. Each package has its settings, and label methods are named like their models."""
 
 
 def test_no_two_modules_and_no_two_classes_share_a_name() -> None:

@@ -28,7 +28,9 @@ def _pinned(named: str, known: str) -> str:
 
 
 def checkpoints_for(config: Config) -> tuple[Checkpoint, ...]:
-    """Return the checkpoints that `estimator` names, by default the one that comes with the project for the method.
+    """Return the checkpoints that the setting `estimator` names.
+
+    If the setting is empty, return the checkpoint for the method that comes with the project.
 
     Raises:
         ValueError: if there is no such checkpoint, if the method needs a checkpoint of another kind, or if checkpoints
@@ -86,8 +88,8 @@ def members_for(
     """Return a record of each checkpoint: its name, its tokenizer and its start token.
 
     Raises:
-        ValueError: if the checkpoints have different tokenizers, although the documents are already tokenized or only
-            a share of the tokens is to be labelled. The checkpoints could then not label the same tokens.
+        ValueError: if the checkpoints must label the same tokens, but have different tokenizers. They must label the
+            same tokens in two cases: the documents are already tokenized, or only a share of the tokens is labelled.
     """
     firsts = [checkpoint.folds[0] for checkpoint in checkpoints]
     if tokens.folder is None and len({first.tokenizer_sha256 for first in firsts} - {None}) > 1:

@@ -58,7 +58,10 @@ def pin_inputs(inputs: Sequence[str], existing: Plan | None) -> tuple[str, ...]:
 
 
 def pin_longest(requested: int | None, existing: Plan | None) -> int | None:
-    """Return the requested maximum size of a document, or that of the resumed run, or None if there is neither."""
+    """Return the requested maximum size of a document.
+
+    If no size is requested, return the maximum size of the resumed run. For a new run, return None.
+    """
     return existing.provenance.longest_document if requested is None and existing is not None else requested
 
 
@@ -167,7 +170,10 @@ def shared_start(members: Sequence[EnsembleMember]) -> int | None:
 
 
 def rows_per_unit_for(config: Config, rows: int, existing: Plan | None) -> int:
-    """Return the requested number of rows per unit, or that of the resumed run, or the default."""
+    """Return the requested number of rows per unit.
+
+    If no number is requested, return the number of the run that is resumed. Without such a run, return the default.
+    """
     return config.rows_per_unit or (existing.provenance.rows_per_unit if existing else default_rows_per_unit(rows))
 
 
@@ -231,7 +237,7 @@ def label_columns_for(config: Config, moved: bool, existing: Plan | None) -> tup
 
 
 class Predictions(TypedDict):
-    """Fields of the provenance about columns of token ids."""
+    """Fields of the provenance about the columns `top_ids`, `top_logprobs` and `sampled_ids`."""
 
     top_k: int
     sampled_ids: int
@@ -239,10 +245,11 @@ class Predictions(TypedDict):
 
 
 def predictions_for(config: Config, vocabulary: int, moved: bool, existing: Plan | None) -> Predictions:
-    """Return the requested numbers of most probable and of sampled ids per token, or those of the run that is resumed.
+    """Return the number of most probable ids and the number of sampled ids to write per token.
 
-    `vocabulary` is the number of ids that the checkpoints predict. `moved` is True if the written tokens are not those
-    that the checkpoint reads.
+    A number that is not requested is taken from the resumed run, if that run has the same label method. Otherwise the
+    number is 0. `vocabulary` is the number of ids that the checkpoints predict. `moved` is True if the dataset's tokens
+    differ from the tokens that the checkpoint reads.
 
     Raises:
         ValueError: if `vocabulary` is smaller than the requested number of most probable ids, or if ids are requested
@@ -304,7 +311,7 @@ def rows_to_label(source: Source, limit: int | None) -> int:
 def is_of_text(source: Source) -> bool:
     """True if all input files are text files.
 
-    Their file names are then copied to the output, unless an older version, which did not copy them, started the run.
+    The names of text files are then copied to the output. They are not copied if an older version started the run.
     """
     return all(file.format == "text" for file in source.files)
 

@@ -1,7 +1,9 @@
 """Cross-fitted labels: the training documents are labelled by models that were trained on other training documents.
 
-For each fold, models of the student's own sizes are trained on the other folds, with the baseline's best settings.
-Their mixture labels the documents of the fold. All models read only training documents.
+The training documents are divided into folds. For each fold, teachers are trained on the documents of the other folds.
+The teachers have the sizes of the student, which is the model that the study trains. They are trained with the best
+settings of the baseline method. The mixture of the teachers' predictions labels the documents of the fold. The teachers
+learn only from training documents.
 
 Shapes: M documents, N tokens, K folds, S teachers of a fold.
 """

@@ -33,7 +33,7 @@ LABELS = (TRUTH, CAUSAL, f"{CAUSAL} expected", "exact", "second-order")
 """Names of the kinds of labels in a study of documents from a known source."""
 RECIPE = next(recipe for recipe in RECIPES if recipe.name == "second-order, residual, joint")
 STREAMS = {"fresh": 1, "read by the label models": 2, "few": 4, "development": 5}
-"""Number of the random stream from which documents for a purpose are drawn. Different streams are independent."""
+"""Number of the random stream for each set of drawn documents. Different streams are independent."""
 
 
 def drawn_study(name: str, settings: ContestSettings, documents: int, development: int) -> Study:

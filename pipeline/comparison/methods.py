@@ -35,7 +35,7 @@ class Method:
     labels: str | None = None
     """Name of the labels; None for a method without labels."""
     own: Axes = ()
-    """Settings that this method has in addition to those of all methods, each with the values to try."""
+    """Settings that only this method needs, besides the settings that all methods share. Each has its values to try."""
     average: Literal["none", "ema", "swa"] = "none"
     distils: int | None = None
     """Number of a teacher's most probable ids to learn from; 0 for all ids, None for a method without a teacher."""

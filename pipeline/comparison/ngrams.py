@@ -1,7 +1,9 @@
 """Surprisals of an n-gram model, as labels that depend only on counts.
 
-The model interpolates all orders by Witten and Bell: the more different tokens have followed a context, the more of its
-probability is left to the shorter context. Below the empty context, the distribution is uniform over the vocabulary.
+The model interpolates all orders by the method of Witten and Bell. Each context leaves a share of the probability to
+the context that is one token shorter. This share grows with the number of distinct tokens that have followed the
+context. The empty context leaves its share to the uniform distribution over the vocabulary.
+
 Documents are cross-fitted: the counts for a document come from the documents of all other folds.
 
 Shapes: N tokens of a document.

@@ -62,13 +62,14 @@ def record_choices(chosen: Mapping[Method, Trial], folder: Path) -> None:
 def open_test(
     student: Student, chosen: Mapping[Method, Trial], seeds: int, processes: int | None, folder: Path
 ) -> Curves:
-    """Train the chosen settings with seeds that no trial had, evaluate them on the test documents, and return curves.
+    """Train models with the chosen settings, evaluate the models on the test documents, and return their curves.
 
-    All methods are trained with the first seed before any is trained with the second. The choices are recorded in
-    `folder` first.
+    A curve has the evaluations during a training. The seeds differ from the seeds of all earlier trials. All methods
+    are trained with the first seed before any method is trained with the second seed. The chosen settings are recorded
+    in `folder` before the first training.
 
     Raises:
-        ValueError: if the test documents were read with other choices before.
+        ValueError: if the test documents were already read for other chosen settings.
     """
     record_choices(chosen, folder)
     trials = [replace(trial, seed=seed) for seed in range(1, seeds + 1) for trial in chosen.values()]

@@ -66,7 +66,10 @@ class StoredPredictions:
         return {name: self.labels(ENTROPY), f"{name} expected": self.labels(EXPECTED_ENTROPY)}
 
     def targets(self, positions_N: Tensor, ids: int | None) -> SparseTargets:
-        """Return the targets of some tokens: all ids of the vocabulary or, if `ids` is given, the most probable."""
+        """Return the teacher's predictions for some tokens, as targets.
+
+        If `ids` is None, a target has all ids of the vocabulary. Otherwise, it has the `ids` most probable ids.
+        """
 
         def of_tokens(name: str) -> Tensor:
             return torch.from_numpy(self.stored(name)[positions_N.cpu().numpy()]).to(positions_N.device)

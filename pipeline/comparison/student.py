@@ -179,7 +179,8 @@ def sums_by_document(values_N: np.ndarray, corpus: Corpus) -> np.ndarray:
 def saved_test_losses(folder: Path, name: str) -> np.ndarray:
     """Return the sum of losses in nats of each test document, float64 [M], that `Student.test` wrote under a name.
 
-    The names are `best` and `last`. For documents of another kind, they are `best elsewhere` and `last elsewhere`.
+    The names `best` and `last` stand for the study's usual test documents. The names `best elsewhere` and
+    `last elsewhere` stand for test documents of another kind than the training documents.
     """
     with np.load(folder / TEST_FILE, allow_pickle=False) as stored:
         nats_M: np.ndarray = stored[name]

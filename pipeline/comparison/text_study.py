@@ -127,11 +127,12 @@ def _documents(dataset: AnnotatedDataset, tokenizer: Path | None, skip: int, cou
 
 
 def _labels(seen: Mapping[str, Corpus]) -> dict[str, np.ndarray]:
-    """Return the labels [N] of the training documents in nats, by name.
+    """Return each dataset's labels [N] of the training documents in nats, by the name of the labels.
+
+    If a dataset also has expected entropies, they are returned under this name followed by ` expected`.
 
     Args:
-        seen: training documents as each dataset annotates them, by the name of the dataset's labels. The expected
-            entropies of a dataset that has them are returned under the name `NAME expected`.
+        seen: training documents with the labels of one dataset, by the name of these labels.
     """
     given = {name: corpus.labels_N for name, corpus in seen.items()}
     expected = {f"{name} expected": corpus.expected_N for name, corpus in seen.items()}

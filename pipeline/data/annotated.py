@@ -209,10 +209,12 @@ def find_annotations(source: str) -> AnnotatedDataset:
 
 
 def find_shards(source: str) -> AnnotatedDataset:
-    """Find the shards of an annotated dataset or of a sidecar, without the documents of a sidecar.
+    """Find the shards of an annotated dataset or of a sidecar.
+
+    The documents of a sidecar are not looked up, and `source` must not name them.
 
     Raises:
-        ValueError, ConnectionError: as `find_annotations`, except for a sidecar's documents.
+        ValueError, ConnectionError: as `find_annotations`, but never because of a sidecar's documents.
     """
     (source,) = pinned((source,))
     shards = _shards(source)

@@ -86,8 +86,8 @@ def is_json(field: pa.Field) -> bool:
 def merged_schema(parts: Sequence[FileColumns], requested: Collection[str], required: str) -> pa.Schema:
     """Merge the requested columns into one schema, with types wide enough for all files.
 
-    Columns are in the order of their first occurrence. `required` is the column of documents, which an error message
-    never suggests to leave out.
+    Columns are in the order of their first occurrence. `required` is the name of the column of documents. Error
+    messages suggest columns to request, and never list this column.
 
     Raises:
         ValueError: if a file has a requested column twice; if a file lacks a requested column and its `may_lack` is

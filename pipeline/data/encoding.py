@@ -258,9 +258,10 @@ def cuts(text_N: np.ndarray, beginnings: np.ndarray) -> np.ndarray:
 
 
 def _end_whitespace(text_N: np.ndarray, places: np.ndarray) -> np.ndarray:
-    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends at this byte.
+    """Return a bool for each index in `places`: True if a non-ASCII whitespace character ends at this index.
 
-    For the first bytes of the text, preceding bytes are taken from the end of the text. This can only prevent a cut.
+    A character has two or three bytes. At the beginning of the text, indices of earlier bytes are negative and select
+    bytes at the end of the text. The result may then be a wrong True, which only prevents a cut.
     """
     two = text_N[places - 1].astype(np.int64) << 8 | text_N[places]
     three = text_N[places - 2].astype(np.int64) << 16 | two

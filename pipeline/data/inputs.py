@@ -73,7 +73,7 @@ class Inputs:
     def find(self, inputs: Sequence[str], output: Path | None = None) -> InputFiles:
         """Find the files that `inputs` name, with these settings.
 
-        `inputs` are either `input` itself, or `input` with datasets of the Hub pinned to commits.
+        `inputs` are the values of the setting `input`. Datasets on the Hub may be pinned to commits in them.
 
         Raises:
             ValueError, ConnectionError: as find_documents does.
@@ -139,9 +139,10 @@ def _without_annotated(folder: Folder) -> tuple[Folder, list[str]]:
 def _without_output(
     named: str, entries: Sequence[File | Folder], output: Path | None
 ) -> tuple[list[File | Folder], list[str]]:
-    """Return the files and folders that are not below the output, and the URLs of all others, which are below it.
+    """Return the entries of an input that are outside the output folder, and the URLs of the entries inside it.
 
-    If the input `named` is not a glob on a disk, all its files and folders are kept.
+    An entry is a file or a folder. All entries are kept if `output` is None, or if the input `named` is not a glob on a
+    disk.
     """
     if output is None or is_url(named) or Path(named).exists():
         return list(entries), []

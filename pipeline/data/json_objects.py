@@ -37,8 +37,8 @@ class Object(NamedTuple):
     row: dict[str, Any]
     """Keys and values of the object; empty if the object is too long."""
     size: int
-    """Length of the object's line in bytes, or of its text in an array in characters. A line that is too long is cut
-    before it is measured."""
+    """Length of the object's line, in bytes. For an object in an array, length of the object's text, in characters. A
+    line that is too long is cut before it is measured."""
     too_long: bool = False
 
 
@@ -50,7 +50,7 @@ def objects(
     A line is too long if it has more than `longest` bytes, or more than `longest` / BYTES_PER_VALUE values.
 
     Raises:
-        MalformedError: if there is anything except objects before object `stop`, or an object in an array is too long.
+        MalformedError: if something before object `stop` is not an object, or if an object in an array is too long.
     """
     first, line = _first_piece(stream)
     if first.lstrip().startswith(b"["):
@@ -90,8 +90,8 @@ def _of_line(line: bytes, number: int, longest: int) -> Object:
 def _crowded(content: bytes, longest: int) -> bool:
     """True if JSON content has more than `longest` / BYTES_PER_VALUE values.
 
-    Values are counted by punctuation marks. Since strings may contain these marks too, strings are removed before
-    counting if this could change the result.
+    Values are counted by punctuation marks. Strings may contain such marks too. If the marks of the whole content are
+    too many, the marks are therefore counted again without the strings.
     """
     most = longest // BYTES_PER_VALUE
     if len(content) <= most or _marks(content) <= most:

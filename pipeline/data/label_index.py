@@ -32,7 +32,7 @@ class LabelIndex:
     """Rows of a sidecar, sorted by the keys of their documents."""
 
     has_ids: bool
-    """True if documents are found by their id and digest, False if by their digest alone."""
+    """True if documents are found by id and digest; False if they are found by digest alone."""
     keys_M: np.ndarray
     """Keys in increasing order, uint64."""
     rows_M: np.ndarray

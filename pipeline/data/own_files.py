@@ -63,6 +63,6 @@ def read_object(file: Path, most: int = MOST_BYTES) -> dict[str, Any]:
 
 
 def _roots(folder: Path) -> list[Path]:
-    """Return the folders to which links in `folder` may lead."""
+    """Return the folders that the targets of links in `folder` are allowed to be in."""
     snapshots = [parent for parent in folder.parents if parent.name == "snapshots"]
     return [folder, *(parent.parent / "blobs" for parent in snapshots[:1])]

@@ -23,8 +23,9 @@ LOG = logging.getLogger(__name__)
 FAILURE = "the tokenizer fails on a document; leave the document out, or use another tokenizer"
 
 MOST_IDS, IDS_A_TOKEN = 2**20, 4
-"""Bounds on token ids: all ids must be below MOST_IDS or IDS_A_TOKEN times the number of tokens, whichever is larger. A
-tokenizer may skip ids, for example to place tokens at round numbers, but an embedding has a row for each skipped id."""
+"""Bounds on token ids. All ids must be below the larger of two numbers: MOST_IDS, and the number of tokens times
+IDS_A_TOKEN. A tokenizer may skip ids, for example to place tokens at round numbers, but an embedding has a row for each
+skipped id."""
 MOST_GROWTH = 64  # factor by which replacements lengthen a text; 1 for usual normalizers, which replace characters
 MOST_WORD = 10**4  # characters; WordPiece takes time in proportion to their square
 MOST_AFFIX = 64  # characters that BPE and WordPiece add to each piece that they look up

@@ -27,7 +27,7 @@ JOIN = "join the labels to the documents with pipeline.join"
 
 @dataclass(frozen=True)
 class SourceDocuments:
-    """Files of documents, and the way to read and to tokenize them."""
+    """Files of documents, with everything that is needed to read and to tokenize the documents."""
 
     files: tuple[File, ...]
     schema: pa.Schema

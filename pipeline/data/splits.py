@@ -229,7 +229,10 @@ def _relative(folder: Folder, pattern: str) -> str:
 
 
 def _of_one_format(folder: Folder, paths: Mapping[str, str]) -> tuple[dict[str, None], str]:
-    """Return the paths of the files in the format with the most bytes, in order, and the name of this format."""
+    """Choose the format whose files have the most bytes. Return the paths of these files, and the format's name.
+
+    The paths stay in the order of `paths`.
+    """
     files = {path: folder.files[whole] for path, whole in paths.items()}
     sizes: Counter[str] = Counter()
     for file in files.values():

@@ -250,10 +250,11 @@ class Annotator:
         )
 
     def read(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[tuple[list[np.ndarray], Ends | None]]]:
-        """Return the dataset's token ids and, for each reading (see the class), its token ids and its ends.
+        """Return the dataset's token ids, and a pair of token ids and ends for each reading (see the class).
 
-        Ends are byte positions in the texts at which tokens end, in pairs of arrays as in `ChunkReading.ends`. They are
-        None if the reading consists of the dataset's tokens.
+        Ends are the byte positions at which tokens end. Each text has two arrays of ends: for the tokens of the
+        reading, and for the tokens of the dataset. If the reading consists of the dataset's tokens, None replaces the
+        ends.
         """
         assert self.tokenizer is not None
         written = encode_with_ends(self.tokenizer, texts)

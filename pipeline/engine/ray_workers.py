@@ -164,7 +164,7 @@ def _cause(error: BaseException | None) -> BaseException | None:
 
 @ray.remote(max_restarts=0, max_task_retries=0)
 class Actor(Worker):
-    """A worker in a process of its own, on a GPU, a fraction of a GPU or a CPU core.
+    """A worker in a process of its own, on a CPU core, a whole GPU or a fraction of a GPU.
 
     Ray is told not to restart an actor that died, because calls to a restarting actor fail at once. Instead, the driver
     starts a new actor.

@@ -86,10 +86,10 @@ class Scheduler:
             self.pool.delete_published(shards)
 
     def _look(self) -> None:
-        """Handle changes that no result reports.
+        """Handle changes that the results of calls do not report.
 
-        These are room for more workers, workers whose pause is over, and slow units after the last unit has been
-        assigned.
+        Workers are started if there is room for more. Units are assigned to idle workers, because a worker's pause
+        may be over. When every unit has been assigned once, slow units are assigned to a second worker.
         """
         self.pool.scale_up(len(self.unfinished))
         if time.monotonic() >= self.next_look:

@@ -48,7 +48,10 @@ class Stages:
             self.seconds[stage] += time.perf_counter() - started
 
     def add_batches(self, batches: Iterable[WindowBatch], parts: int) -> None:
-        """Add the tokens of labelled batches. `parts` is the number of these batches that were labelled in parts."""
+        """Add the counts of labelled batches.
+
+        `parts` is the number of batches that did not fit the device's memory, and were labelled in parts.
+        """
         for batch in batches:
             self.tokens += int(batch.lengths_B.sum())
             self.padded_tokens += batch.ids_BT.size
@@ -61,7 +64,7 @@ class Stages:
 
     @property
     def device_wait(self) -> float:
-        """Share of idle time (without labelling) in the time for which units hold the device."""
+        """Share of time in which the device does not label, out of the time for which units hold the device."""
         return 1 - self.seconds["label"] / max(1e-9, self.seconds[HELD])
 
     @property

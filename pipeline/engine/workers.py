@@ -55,8 +55,8 @@ class WorkerPool(ABC):
     units_at_a_time = 1
     """Maximum number of units that are assigned to a worker at the same time."""
     failed_starts_that_end = 1
-    """Number of failed starts in a row after which a run ends if no worker has loaded the model. With more workers than
-    this, the run ends only after as many failed starts as there are workers."""
+    """Number of failed starts in a row that ends a run if no worker has loaded the model. If the pool has more workers
+    than this number, the number of workers counts instead."""
 
     def __init__(self) -> None:
         self.workers: set[WorkerHandle] = set()

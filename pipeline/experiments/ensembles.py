@@ -145,8 +145,8 @@ def markdown(measured: Sequence[EnsembleAccuracy]) -> str:
 def verdict(measured: Sequence[EnsembleAccuracy]) -> str:
     """Return a Markdown list with a line for each size of ensemble above one model.
 
-    A line says on how many sources ensembles of this size have labels nearer to the truth than the labels of a single
-    model. It also says on how many sources the rank correlation over tokens is above 0.5.
+    A line counts the sources on which labels of an ensemble are nearer to the truth than labels of a single model. The
+    line also counts the sources with a `spearman` above 0.5.
     """
     alone = {each.source: each.mean_absolute_error for each in measured if each.models == 1}
     lines: list[str] = []

@@ -143,9 +143,9 @@ def held_out_figures(model: nn.Module, text: Text, windowing: Windowing) -> Metr
 
 
 def accountings(model: nn.Module, text: Text, windowing: Windowing) -> tuple[Accounting, Accounting]:
-    """Return two accountings of the held-out text: with embeddings in float32, and with embeddings in int8.
+    """Return two accountings of the held-out text: with window embeddings stored in float32, and in int8.
 
-    A causal model has no embeddings, so both accountings are the same.
+    A causal model has no window embeddings, so its two accountings are the same.
     """
     if not isinstance(model, WindowEncoder):
         assert isinstance(model, PreTrainedModel)
@@ -168,7 +168,8 @@ SCANNED_DOCUMENTS = 10
 def rows_by_layer(model: WindowEncoder, text: Text, windowing: Windowing) -> Iterator[Row]:
     """Yield a row per rounding, with the resulting change of the held-out loss in nats per token.
 
-    First the embedding is rounded to each number format, then the weights and the activations of one layer at a time.
+    In the first rows, the embedding is rounded, once to each number format. In each of the following rows, either the
+    weights or the activations of a single layer are rounded.
     """
     held_out = text.held_out.documents(0, min(SCANNED_DOCUMENTS, len(text.held_out)))
     values_NE, exact = calibrating_embeddings(model, text, windowing), Codec("float32")

@@ -10,8 +10,8 @@ from pipeline.experiments.results import markdown_table, write_csv
 
 Row = Mapping[str, str | float]
 Rows = Mapping[str, Sequence[Row]]
-"""Rows of results, by the name of their trial. There is one row per evaluation. In a figure by layer, there is instead
-one row per rounding."""
+"""Rows of results, by the name of the trial. Each row has the results of one evaluation. In a figure with `by_layer`,
+each row has the result of rounding the weights or the activations of one layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,8 +164,8 @@ def most_memorised(documents: Iterable[AuditedDocument], baseline: Rate | None, 
 def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[str, Sequence[AuditedDocument]]]:
     """Group documents by their `value`, and yield the name and the documents of each group.
 
-    Each of the `most` values with the most labelled tokens is a group of its own. The documents of all other values are
-    one last group.
+    Values are ranked by the number of labelled tokens in their documents. Each of the first `most` values is a group of
+    its own. The documents of all other values form one last group.
     """
     members = dict[str | None, list[AuditedDocument]]()
     for document in documents:
@@ -178,10 +178,11 @@ def by_value(documents: Iterable[AuditedDocument], most: int) -> Iterator[tuple[
 
 
 def rows_for_file(audit: Audit, baseline: Rate | None) -> Iterator[dict[str, object]]:
-    """Yield a row of the results file for each document: the document's figures in nats, by the name of the column.
+    """Yield one row of the results file per document, as a mapping from the file's columns to the document's values.
 
-    The column `value` has the document's value in the column that groups the documents. A column is left out if the
-    dataset lacks what it needs. The column `above_unseen` is also left out if `baseline` is None.
+    Differences between losses and labels are in nats. The column `value` has the document's value in the dataset's
+    column by which documents are grouped. The columns `id` and `value` are left out if the dataset lacks these values.
+    The column `above_unseen` is left out if `baseline` is None.
     """
     given = {
         name for name in ("id", "value") if any(getattr(document, name) is not None for document in audit.documents)

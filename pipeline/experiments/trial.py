@@ -33,9 +33,10 @@ def train_once(
     """Train the model and return it. An interrupted run in `folder` is resumed, and a finished run is not repeated.
 
     Metrics are written to `folder`. `change` takes a batch of the corpus and the batch's number, counted from 0, and
-    returns the batch to train on. With `keep_weights`, the trained weights are saved. If the run is already finished,
-    a model with these weights is loaded and returned. Without `keep_weights`, no weights are saved. If the run is
-    already finished, `model` is returned unchanged.
+    returns the batch to train on.
+
+    If `keep_weights` is True, the trained weights are saved, and a finished run returns a model with the saved weights.
+    If `keep_weights` is False, no weights are saved, and a finished run returns `model` unchanged.
     """
     if (folder / DONE_FILE).is_file():
         return type(model).from_pretrained(folder, use_safetensors=True) if keep_weights else model

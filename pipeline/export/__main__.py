@@ -208,10 +208,13 @@ def report(totals: Totals, config: Config) -> None:
 
 
 def separator_of(config: Config, dataset: AnnotatedDataset) -> int | None:
-    """Return the id to put after each document, or None.
+    """Return the id to put after each document; None if the setting `separator` is `none`.
+
+    By default, the id is that of the tokenizer's beginning-of-sequence token. If the tokenizer declares no such token,
+    its end-of-sequence token is used.
 
     Raises:
-        ValueError: if no separator is given, and the dataset has no tokenizer that declares one.
+        ValueError: if `separator` is not set, and the dataset has no tokenizer that declares one of these tokens.
     """
     if config.separator == "none":
         return None

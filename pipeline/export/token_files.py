@@ -51,7 +51,7 @@ class TokenFiles(ShardFiles):
 
     @abstractmethod
     def indexes(self, lengths_D: np.ndarray) -> Iterator[tuple[Path, bytes]]:
-        """Yield the path and the content of each file that needs the lengths of all documents."""
+        """Yield the path and the content of each index file, given the lengths of all documents of the shard."""
 
     def write(self, batch: TokenBatch) -> None:
         """Write a batch of documents."""

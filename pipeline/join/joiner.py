@@ -127,7 +127,10 @@ def _require_lengths(lengths_B: np.ndarray, labels: pa.Table, rows_B: np.ndarray
 
 
 def _without_labels(labels: pa.Table, lengths_B: np.ndarray, wrong_B: np.ndarray) -> dict[str, pa.Array]:
-    """Return the columns of labels with a null for each token of the documents that have no labels."""
+    """Return the columns of labels of all documents [B], and the column of their numbers of tokens.
+
+    Where `wrong_B` is True, a document has no labels. Its lists get a null for each of its `lengths_B` tokens.
+    """
     columns: dict[str, pa.Array] = {NUM_TOKENS: pa.array(lengths_B, pa.int32())}
     for name in labels.column_names:
         if pa.types.is_list(kind := labels.schema.field(name).type):

@@ -115,7 +115,10 @@ def require_scikit_learn() -> type:
 
 
 def calibrated_pairs(pairs: Sequence[Pair], column: str, calibration: Calibration) -> Iterator[Pair]:
-    """Yield the pairs with only the labels of one column, calibrated."""
+    """Yield the pairs with calibrated labels of one column.
+
+    A document's labels in other columns are left out. The labels of the reference are unchanged.
+    """
     (fitted,) = (each for each in calibration.columns if each.column == column)
     for pair, fit in zip(pairs, fitted.fits([pair.domain for pair in pairs]), strict=True):
         yield pair._replace(labels={column: apply_fit(fit, pair.labels[column])})

@@ -41,8 +41,10 @@ def token_labels(
     `label_values` explains the columns. The model reads the token `start` before each row, so that the first token has
     a label too. `start` is the token that preceded documents in the model's training. Values at padding are
     meaningless. Texts longer than the model's context are labelled in windows of that length, which overlap by half.
-    The model reads `start` before each window. `lengths_B` are the texts' numbers of tokens, by default T; sampled ids
-    depend on them.
+    The model reads `start` before each window.
+
+    `lengths_B` has the number of tokens of each text, by default T. It is used only to sample ids: the random numbers
+    for a text depend on the text's tokens, without its padding.
     """
 
     def labels(ids_BT: Tensor, uniform_BT: Tensor | None) -> dict[str, Tensor]:

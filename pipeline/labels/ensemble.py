@@ -48,10 +48,10 @@ def member_columns(members: int) -> tuple[str, ...]:
 def combined(readings: Sequence[Mapping[str, list[np.ndarray]]]) -> Labels:
     """Combine the labels of an ensemble's members into the labels of a dataset.
 
-    A reading has the labels that were made from one tokenization of the documents, by column, already transferred to
-    the dataset's tokens. If all members share a tokenizer, there is one reading, which all members made together.
-    Otherwise there is one reading per member, and the labels of the readings are averaged. A token has no label if it
-    has none in one of the readings.
+    A reading has the labels, by column, that were made with one tokenizer. These labels are already transferred to the
+    dataset's tokens. If all members share a tokenizer, there is one reading, which all members made together. Otherwise
+    there is one reading per member, and the labels of the readings are averaged. A token has no label if its label is
+    missing in any reading.
 
     The deviation is the sample standard deviation of the members' surprisals, with the divisor M - 1 for M members.
     With this divisor, the expected variance does not depend on M.

@@ -14,7 +14,8 @@ from pipeline.data.corpus import Corpus
 from pipeline.data.safe_tokenizers import tokenizer_errors
 
 UNLABELLED_SHARE = 1e-9
-"""Largest share of an unlabelled source token's bytes that a target token with a label may cover."""
+"""Tolerated overlap of a target token with an unlabelled source token, as a share of the source token's bytes. A target
+token with a larger overlap gets no label."""
 
 
 class Tokens(NamedTuple):
@@ -113,9 +114,9 @@ def _ends(encoding: Encoding, text: str) -> np.ndarray:
 def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
     """Return the byte position where each token ends, float64 [T].
 
-    `offsets_T2` has the range of characters that each token covers. If several tokens split a character, all their
-    ranges end with this character. The bytes from the start of the last of these ranges to the end of the character are
-    then divided evenly among these tokens.
+    `offsets_T2` has the range of characters that each token covers. If several tokens share a character, the ranges of
+    all sharing tokens end with this character. The sharing tokens then divide some bytes evenly: the bytes from the
+    start of the last sharing token's range to the end of the character.
     """
     if not len(offsets_T2):
         return np.empty(0)

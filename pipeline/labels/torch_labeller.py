@@ -265,10 +265,11 @@ def load_labeller(
 def load_ensemble(
     method: Method, ensemble: Ensemble, device: Device, dtype: Dtype, columns: Mapping[str, Shape]
 ) -> TorchLabeller:
-    """Load checkpoints that read the same tokens onto the device, and return the labeller of all of them together.
+    """Load the checkpoints of an ensemble onto the device, and return the labeller of the ensemble.
 
-    Causal models label with the mean of their probabilities, and checkpoints of the other methods with the mean of
-    their labels. A single checkpoint labels by itself.
+    All checkpoints of the ensemble read the same tokens. Labels of causal models come from the mean of the models'
+    probabilities. With the other methods, a label is the mean of the checkpoints' labels. A single checkpoint labels
+    by itself.
 
     Raises:
         ValueError: if the device has no memory for all checkpoints.

@@ -62,7 +62,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class UnfitModelError(ValueError):
-    """Error for a broken or unsupported model, with which no worker on any node can label."""
+    """Error for a broken or unsupported model. No worker on any node can label with such a model."""
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class Checkpoint:
 
     @cached_property
     def folds(self) -> tuple[Self, ...]:
-        """The checkpoints of the folds, in the order of the folds; only the checkpoint itself if it has no folds.
+        """Checkpoints of the folds, in the order of the folds. Without folds, the only element is this checkpoint.
 
         Raises:
-            ValueError: if a fold is missing, or if something that is not a fold has a name like a fold's.
+            ValueError: if a fold is missing, or if the folder has an entry that is named like a fold but is not one.
         """
         existing = sorted(self.folder.glob("fold-*-of-*"))
         if not existing:

@@ -245,8 +245,8 @@ def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, 
 
     p is the softmax of the logits. Without a cap, the gradient has a term for each sum: p - one-hot target for the
     losses, p for the logsumexp, 1 / V for the mean logit, and -p x (logits - their mean under p) for the entropies.
-    Each term is multiplied by the upstream gradient of its sum. The logits are overwritten, so that no more matrices
-    are needed than for the gradient of the losses alone.
+    Each term is multiplied by the upstream gradient of its sum. To save memory, this function overwrites the logits. It
+    needs as many matrices as `_logit_gradient`, which computes only the gradient of the losses.
     """
     of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
     slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()

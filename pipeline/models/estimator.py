@@ -82,11 +82,14 @@ class Estimator(WindowEncoder):
 
     @property
     def facts(self) -> dict[str, object]:
-        """Rows of the model card's table that describe models inside this one: values by row title."""
+        """Rows of the model card's table that describe the estimator's language models, if any: values by row title."""
         return {}
 
     def keep_states(self, tokens: int) -> bool:
-        """Keep states of up to `tokens` tokens in memory, and return True. Return False if training changes states."""
+        """Keep the states of up to `tokens` tokens in memory, if training does not change the states.
+
+        Return True if states are kept, and False otherwise. The base class keeps no states.
+        """
         return False
 
     def prefix_embeddings(self, input_ids_BT: Tensor) -> Tensor:
@@ -168,8 +171,8 @@ class EntropyEstimator(Estimator):
         this estimator then has no effect until it is trained.
 
         Raises:
-            ValueError: if the encoder or the decoder has different shapes in the two estimators. Also if not all
-                weights can be copied, and this estimator concatenates the embedding to the tokens.
+            ValueError: if the encoder or the decoder has different shapes in the two estimators; if only the encoder
+                and the decoder can be copied, but this estimator concatenates the embedding to the tokens.
         """
         weights, own = other.state_dict(), self.state_dict()
         shapes = {name: tensor.shape for name, tensor in weights.items()}

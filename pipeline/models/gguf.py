@@ -89,7 +89,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 
 def _require_plausible(file: Path) -> None:
-    """Raise if a size in a GGUF file's metadata is too large for the file's weights, before a model is built."""
+    """Raise if a size in a GGUF file's metadata is too large for the file's weights. The check builds no model."""
     from gguf import GGUFReader
 
     try:

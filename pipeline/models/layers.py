@@ -25,7 +25,7 @@ def layers_of(stack: PreTrainedModel) -> Sequence[nn.Module]:
     """Return the layers of a stack in their order.
 
     Raises:
-        ValueError: if the stack has no list of as many layers as its configuration says.
+        ValueError: if no list of modules in the stack has the number of layers that the configuration declares.
     """
     count = stack.config.get_text_config().num_hidden_layers
     for module in stack.modules():

@@ -26,7 +26,10 @@ FIRST_MIXING = 4.0
 
 
 class MixerConfig(LlamaConfig):
-    """Configuration of a mixer: Llama's sizes, and the kernel size. The number of heads is that of the convolution."""
+    """Configuration of a mixer: the sizes of a Llama configuration, and the kernel size of the convolution.
+
+    `num_attention_heads` is the number of heads of the convolution.
+    """
 
     model_type = "masked-mixer"
 

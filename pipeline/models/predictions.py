@@ -35,15 +35,18 @@ def labels_in_chunks(
     uniform_BT: Tensor | None,
     tokens: int,
 ) -> dict[str, Tensor]:
-    """Return the columns of `label_values` by name, float32 [B, T] each, or [K, B, T] for values of the shape (K,).
+    """Return the columns of `label_values` by name, in float32.
+
+    A column with one number per token has the shape [B, T]. A column with K numbers per token has the shape [K, B, T].
 
     Args:
         predictions: function that returns the log-probabilities [N, V] for N tokens. Its arguments are the targets [N]
             and, for each tensor of `states`, the tokens' states [N, D].
         states: tensors [B, T, D]; the widths D may differ.
         targets_BT: tokens to label.
-        uniform_BT: a random number for each token, which `sampled_ids` needs; None without this column.
-        tokens: number of tokens at a time.
+        uniform_BT: a random number for each token, from which `sampled_ids` are drawn. None if `columns` does not
+            include `sampled_ids`.
+        tokens: number of tokens to compute at a time.
     """
     random_BT = torch.zeros_like(targets_BT, dtype=torch.float32) if uniform_BT is None else uniform_BT
     flat = [targets_BT.flatten(), random_BT.flatten(), *(states_BTD.flatten(0, 1) for states_BTD in states)]

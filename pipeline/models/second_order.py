@@ -138,8 +138,8 @@ class SecondOrderModel(PreTrainedModel):
         The start vector is the estimator's `first_state`. `settings` are further fields of the configuration.
 
         Raises:
-            ValueError: if the decoder is a mixer. Also if the embedding enters neither as the decoder's first position
-                nor above all layers, because such a decoder is not a language model by itself.
+            ValueError: if the decoder is not a language model by itself. It must be a transformer, and the embedding
+                must enter it as its first position or above all its layers.
         """
         config = estimator.config
         if not (config.prepends or (config.adds_logits and config.decoder_kind == "transformer")):
@@ -226,8 +226,8 @@ class SecondOrderModel(PreTrainedModel):
         """Write the checkpoint.
 
         If the model is built around a language model whose own weights are frozen, only the trained weights and the
-        record of the language model are written. If the record has `held`, the language model is copied into the
-        folder, too.
+        record of the language model are written. If `held` is true in this record, the language model is also copied
+        into the folder.
         """
         if self.config.backbone is None:
             super().save_pretrained(save_directory, *arguments, **settings)

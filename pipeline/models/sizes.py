@@ -69,7 +69,7 @@ class BottleneckSizes:
     context: int = 256
     """Longest window, in tokens."""
     bottleneck_width: int | None = 4
-    """Size of the window's embedding. A smaller size makes less noisy labels. None for the encoder's width."""
+    """Size of the window's embedding. A smaller size makes labels less noisy. None for the encoder's width."""
     noise: float = 0.0
     """Amplitude of the uniform noise in training that makes the embedding tolerate rounding; 0 for no noise. Give half
     of the step size with which the embedding will be stored."""

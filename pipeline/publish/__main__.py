@@ -42,7 +42,7 @@ class Config:
     folder: Path
     """Folder that pipeline.annotate wrote."""
     repository: str
-    """hf://datasets/USER/NAME. The repository is created if it does not exist."""
+    """Repository to publish to: hf://datasets/USER/NAME. It is created if it does not exist."""
     subset: str | None = field(default=None, kw_only=True)
     """Subset to publish. By default, all subsets are published."""
     private: bool = field(default=False, kw_only=True)

@@ -77,7 +77,11 @@ def marks(text: str, name: str) -> list[str]:
 
 
 def _written_out(value: object, known: dict[int, int]) -> int:
-    """Return the number of values after aliases are expanded, or at least MOST_VALUES if a value contains itself."""
+    """Return the number of values in a YAML value after its aliases are expanded.
+
+    A list or mapping counts as one value, besides its contents. If a list or mapping contains itself, the result is at
+    least MOST_VALUES. `known` has the results by `id`, and is updated.
+    """
     if not isinstance(value, dict | list):
         return 1
     if id(value) not in known:

@@ -1,8 +1,8 @@
 """Average of the weights over the steps of a training, evaluated and saved instead of the last weights.
 
-A moving average (EMA) weighs recent steps most, and SWA (Izmailov et al. 2018, arXiv 1803.05407) weighs all steps
-equally. Both vary less than the weights themselves, whose steps follow the noise of single batches. The average does
-not affect training itself.
+A moving average (EMA) weighs recent steps most. SWA (Izmailov et al. 2018, arXiv 1803.05407) weighs all steps equally.
+Either average varies less than the weights themselves, which change at every step with the noise of a single batch.
+The average does not affect training itself.
 """
 
 from collections.abc import Iterator, Sequence

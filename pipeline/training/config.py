@@ -74,9 +74,9 @@ class StepSettings:
     average_decay: float = 0.999
     """Decay per step with --training.average ema. After n averaged steps, the decay is at most (1 + n) / (10 + n)."""
     average_from: float = 0.5
-    """Share of all steps that are done before the average begins. During these steps, the weights themselves are
-    evaluated. With the average swa, the default leaves out the first steps, in which weights change much. The average
-    ema forgets its first steps with any value of this setting."""
+    """Share of all steps that are done before the average of the weights begins. During these steps, the weights
+    themselves are evaluated. With --training.average swa, the default leaves out the first steps, in which weights
+    change much. With --training.average ema, the first averaged steps are forgotten, whatever the value."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None
@@ -294,8 +294,8 @@ class ObjectiveSettings:
     """With the objectives flood-mean and iflood, the level in their formulas, in nats. By default, the mean of e over
     the labelled tokens."""
     gamma: float = 0.5
-    """Strength of the correction by the objective adaflood, which replaces e by the level b. With gamma 0, b is e.
-    With gamma 1, b is 0, and the objective is l."""
+    """Strength of the correction by the objective adaflood, which is |l - b| with a level b between 0 and e. With gamma
+    0, b is e. With gamma 1, b is 0, and the objective is l."""
     share: float = 0.6
     """Share of each step's tokens on which the objectives random-share, reference-share and loss-share train."""
     label_smoothing: float = 0.0
@@ -340,7 +340,7 @@ class ObjectiveSettings:
 
 
 def _chosen(settings: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings, except each setting whose value equals its value in BEFORE_THE_SETTING."""
+    """Return the settings, without any setting that BEFORE_THE_SETTING lists with the same value."""
     return {
         name: value
         for name, value in settings.items()

@@ -51,9 +51,10 @@ def this_process() -> PartialState:
 
 
 def new_accelerator(config: TrainingConfig, output: Path | None) -> Accelerator:
-    """Return a new `Accelerator`, accelerate's object that handles devices, processes and, with `output`, trackers.
+    """Return a new `Accelerator`, the object of accelerate that handles devices and processes.
 
-    It shards models (FSDP2) if the settings of `accelerate launch` request sharding, and otherwise replicates them.
+    If `output` is given, the accelerator also handles trackers. It shards models (FSDP2) if the settings of `accelerate
+    launch` request sharding, and otherwise replicates them.
     """
     accelerator = Accelerator(
         mixed_precision=config.precision,

@@ -27,7 +27,8 @@ from pipeline.models.sizes import Tuning
 
 FORWARD_AND_BACKWARD = 3
 PASSES: dict[Tuning, int] = {"frozen": 1, "lora": 2, "whole": FORWARD_AND_BACKWARD}
-"""Cost of the products with a pretrained language model's weights, in forward passes, by its tuning."""
+"""Cost of the products with a pretrained language model's weights, by the tuning of the language model. The unit is the
+cost of one forward pass."""
 PREDICTIVE_PRODUCTS: dict[Tuning, int] = {"frozen": 2, "lora": 4, "whole": 5}
 """Products with the vocabulary in a step of a residual second-order model, by the tuning of its language model.
 
@@ -39,7 +40,10 @@ VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
 
 class Part(NamedTuple):
-    """Part of a model: a stack of layers, and linear layers that are applied at every position of the stack."""
+    """Part of a model: a stack of layers, together with linear layers outside the stack.
+
+    The FLOP of the linear layers are counted for as many positions as those of the stack.
+    """
 
     name: str
     stack: PreTrainedModel
@@ -47,17 +51,20 @@ class Part(NamedTuple):
     start: int = 0
     """Number of positions in addition to one position per token of the window, for example for a start token."""
     passes: int = FORWARD_AND_BACKWARD
-    """Cost of the weights' products in the forward and the backward pass together, in forward passes."""
+    """Cost of all products with the weights, forward and backward. The unit is the cost of these products in a single
+    forward pass."""
 
 
 def training_flop(
     model: PreTrainedModel, lengths_W: np.ndarray, *, predicts: bool = True, more_forwards: int = 0
 ) -> dict[str, float]:
-    """Return the FLOP of training on windows with these numbers of tokens, by name of the model's part.
+    """Return the FLOP of each part of a model, by the part's name, for training once on every window.
 
-    The cost of attention and convolutions across positions is included in the parts, and is also given separately.
+    The product with the vocabulary has its own entry, VOCABULARY. The entry ACROSS_POSITIONS has the FLOP of attention
+    and of convolutions across positions, summed over the parts. The entries of the parts include these FLOP, too.
 
     Args:
+        lengths_W: number of tokens in each window.
         predicts: compute the language-model loss, which needs the product with the vocabulary.
         more_forwards: number of forward passes without gradients before each training step.
     """

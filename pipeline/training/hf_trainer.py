@@ -187,8 +187,8 @@ def entropy_loss(settings: ObjectiveSettings, mean_entropy: float | None = None)
     The logits at each position are those of the next token.
 
     Args:
-        mean_entropy: mean of the dataset's labels in nats. The objective mask needs it unless `threshold` is set, and
-            flood-mean and iflood unless `level` is set.
+        mean_entropy: mean of the dataset's labels in nats. The objective mask needs this mean if `threshold` is not
+            set. The objectives flood-mean and iflood need it if `level` is not set.
 
     Raises:
         ValueError: if `mean_entropy` is needed but missing.

@@ -126,7 +126,11 @@ def train_on_windows(
 def epoch_on_windows(
     documents: Documents, context: int, tokens_per_batch: int, *, varied: bool = False, folds: int = 1
 ) -> Epoch:
-    """Return the windows of an epoch of `train_on_windows`, for one of `folds` models with this context."""
+    """Return the windows of one epoch of `train_on_windows`.
+
+    Windows have at most `context` tokens. With `varied`, their lengths are random. With several folds, the epoch is
+    that of one of the `folds` models.
+    """
     seen = Windowing(context, tokens_per_batch, varied=varied)
     return Epoch.of_documents(documents, seen).of_fold(folds)
 

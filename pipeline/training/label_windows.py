@@ -1,8 +1,9 @@
-"""Windows in which a model learns labels: by default as in annotation, since a label depends on its whole window.
+"""Windows in which a model learns labels. By default, documents are cut into the same windows as in annotation.
 
-The dataset's provenance records the length and overlap of annotation's windows, and the token that a causal model read
-before each window. Flags override these values. If annotation used a tokenizer other than the dataset's, the windows of
-annotation consisted of other tokens. The default is then the context and start token of the checkpoint to start from.
+A label depends on its whole window. The dataset's provenance therefore records the length and overlap of annotation's
+windows, and the token that a causal model read before each window. Flags override these values. If annotation used a
+tokenizer other than the dataset's, its windows did not consist of the dataset's tokens. The defaults of the length and
+of the start token are then those of the checkpoint to start from.
 """
 
 from collections.abc import Sequence

@@ -32,7 +32,8 @@ Nats = TypeVar("Nats", float, Tensor)
 class StepObjective:
     """Objective that compares all tokens of a step with each other.
 
-    The comparison gives each token a factor. The value to minimise for a token is factor * (loss - level).
+    The comparison gives each token a factor. The value to minimise for a token is factor * (loss - level), where the
+    constant `level` is in nats.
     """
 
     factors: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -79,7 +80,10 @@ def objective_function(settings: ObjectiveSettings, mean_entropy: float) -> Obje
 
 
 def corrected(nats: Nats, settings: ObjectiveSettings) -> Nats:
-    """Return labels or the mean of labels, in nats, with scale and margin applied."""
+    """Return `nats`, multiplied by the scale and increased by the margin.
+
+    `nats` has labels, or is the mean of the labels.
+    """
     return settings.scale * nats + settings.margin
 
 
@@ -94,7 +98,7 @@ def floor(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
 
 
 def weight(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return (1 - ê) l, where ê is e scaled to 0..1 over the labelled tokens of its row."""
+    """Return (1 - ê) l, where ê is the entropy e, scaled to 0..1 over the labelled tokens of its row."""
     missing_BT = entropies_BT.isnan()
     lowest_B1 = entropies_BT.masked_fill(missing_BT, torch.inf).amin(dim=1, keepdim=True)
     highest_B1 = entropies_BT.masked_fill(missing_BT, -torch.inf).amax(dim=1, keepdim=True)
@@ -119,10 +123,11 @@ def adaflood(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor, *, gamma:
 
 
 def probability(losses_BT: Tensor, entropies_BT: Tensor, real_BT: Tensor) -> Tensor:
-    """Return -(p ln q + (1 - p) ln(1 - q)) with q = exp(-l) and p = exp(-e), or p = 1 for labels below 0.
+    """Return -(p ln q + (1 - p) ln(1 - q)) for each token, with q = exp(-l) and p = exp(-e).
 
-    If e is a teacher's loss, this distils the teacher's probability of the actual token, instead of its whole
-    distribution. The value is lowest at l = e. For p = 1 and for tokens without a label, it is l.
+    The value is lowest at l = e. If e is below 0, or if the token has no label, p is set to 1. For p = 1, the value is
+    the loss l. If e is a teacher's loss, this objective distils only the teacher's probability of the actual token,
+    instead of the teacher's whole distribution.
     """
     nats_BT = entropies_BT.nan_to_num().clamp(min=0)
     # ln(1 - q) is infinite at l = 0, so l is raised to at least eps, which is near a softmax's smallest loss above 0.
@@ -179,7 +184,10 @@ def _with_corrected_labels(function: Objective, settings: ObjectiveSettings) -> 
 
 
 def _log_of_complement(losses_BT: Tensor) -> Tensor:
-    """Return ln(1 - exp(-l)) for l > 0. Each branch is exact to float precision where it is chosen."""
+    """Return ln(1 - exp(-l)) for losses l > 0, exact to float precision.
+
+    One formula is exact for losses below ln 2, and another for larger losses. Each loss gets the formula that is exact.
+    """
     near_zero_BT, far_BT = (-(-losses_BT).expm1()).log(), (-(-losses_BT).exp()).log1p()
     return torch.where(losses_BT < math.log(2), near_zero_BT, far_BT)
 

@@ -173,9 +173,10 @@ class Stepper:
         )
 
     def _with_factors(self, step: int, batches: Sequence[Batch]) -> Sequence[Batch]:
-        """Return the batches with factors, if the objective compares all tokens of a step.
+        """Return the batches with a factor for each token, if the objective compares all tokens of a step.
 
-        The batches are returned unchanged with other objectives, and if one forward pass sees all tokens of the step.
+        With any other objective, the batches are returned unchanged. This is also the case if one forward pass sees all
+        tokens of the step.
         """
         loss, accelerator = self.loss, self.trained.accelerator
         together = len(batches) * accelerator.num_processes == 1

@@ -111,7 +111,8 @@ def _read(ledger: Ledger, file: Path, records: Records) -> None:
 def _shard_of(file: Path, records: Records) -> str:
     """Return the name of the shard that a file of the ledger is about, or an empty string.
 
-    A file about a single shard is named after the index of the shard's unit. Other files are about no shard or several.
+    A file about a single shard is named after the index of the shard's unit. For any other file, and for an index that
+    the plan does not contain, the result is the empty string.
     """
     units = len(records.plan.units) if records.plan else 0
     return shard_name(int(file.stem), units) if file.stem.isdigit() and int(file.stem) < units else ""

@@ -68,7 +68,7 @@ def _command(module: str, flags: Mapping[str, object], end: str) -> str:
 
 
 def _join_flags(plan: Plan, stored: Stored, records: Records) -> dict[str, object]:
-    """Return the settings of a join as flags. The labels are left out, because the plan has only their digest."""
+    """Return the settings of a join as flags, without --labels. The plan has only the digest of the labels."""
     counts = total(each for receipts in records.receipts.values() for each in receipts).counts
     kept = counts.rows_changed + counts.rows_unmatched
     column = plan.provenance.text_column
@@ -114,7 +114,7 @@ def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, 
 
 
 def _is_incomplete(flags: Mapping[str, object], plan: Plan) -> bool:
-    """Return True if `flags` lack a setting of the run, because its value is not known.
+    """Return True if the value of a setting of the run is not known, so that `flags` lack this setting.
 
     The setting may be the folder of a checkpoint, a start token, or the chosen configuration or split of an input.
     """

@@ -156,7 +156,10 @@ def test_load_dataset_reads_what_was_written_and_streams_it(run_command: RunComm
 
 
 def test_folders_of_one_name_are_not_mistaken_for_each_other(run_command: RunCommand, tmp_path: Path) -> None:
-    """`datasets` names its cache after the last part of a path. Folders of one name share it if their cards agree."""
+    """`datasets` names its cache after the last part of a path.
+
+    Folders with the same name therefore share a cache if their cards agree.
+    """
     for number, parent in enumerate(("first", "second")):
         file = write_documents(tmp_path / parent / "in.parquet", sample_texts(2), id=[number, number])
         output = tmp_path / parent / "annotated"

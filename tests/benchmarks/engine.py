@@ -68,7 +68,10 @@ def figures(size: Size) -> Iterator[Figure]:
 
 
 def throughput(folder: Path, size: Size) -> Iterator[Figure]:
-    """Compare one worker with the bare model on the same batches, and two workers with one. All run in turns."""
+    """Compare the speed of one worker with that of the bare model on the same batches, and of two workers with one.
+
+    The bare model, one worker and two workers run in turns.
+    """
     texts = sample_documents()
     file = folder / "in.parquet"
     pq.write_table(texts.take([row % len(texts) for row in range(size.documents)]), file)

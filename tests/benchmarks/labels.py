@@ -44,11 +44,11 @@ class Size:
     """Sizes of the models, and the number of windows or positions that each method labels.
 
     Times are compared per window. The paper's procedure labels only evenly spread positions, because every position
-    costs two passes over the full length. It labels one position at a time, as in the paper, and in a second
-    measurement eight positions at a time. On a CPU, eight was the fastest of 1, 4, 8 and 32.
+    costs two passes over the full length. The procedure is measured twice: with one position at a time, as in the
+    paper, and with eight positions at a time. On a CPU, eight was the fastest of 1, 4, 8 and 32.
 
     A sample of positions is timed on many windows, because the number of sampled positions varies between windows. In
-    64 windows of 256 tokens, the sample makes 102 +- 10 runs of 8 positions.
+    64 windows of 256 tokens, the sample consists of 102 +- 10 runs of 8 neighbouring positions.
     """
 
     context: int = 256
@@ -127,10 +127,10 @@ def figures(size: Size, device: torch.device) -> Iterator[Figure]:
 
 
 def _of_columns(size: Size, device: torch.device) -> Iterator[Figure]:
-    """Yield the time of each label column of a causal model, and of exact labels, relative to surprisals alone.
+    """Yield the times of a causal model's label columns and of exact labels, as multiples of the time of surprisals.
 
-    The columns are computed together with the surprisals. The exact labels are those of an estimator around the model.
-    The model has SmolLM2-135M's sizes, random weights, and the precision that `--dtype auto` selects.
+    The label columns are computed together with the surprisals. The exact labels are those of an estimator around the
+    model. The model has SmolLM2-135M's sizes, random weights, and the precision that `--dtype auto` selects.
     """
     width, vocabulary = size.causal_width, size.causal_vocabulary
     config = llama_config(

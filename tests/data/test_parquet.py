@@ -83,7 +83,10 @@ row. With the third, each repetition is stored as an empty difference from the v
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_batches_are_bounded_whatever_the_lengths(tmp_path: Path, encoding: dict[str, Any]) -> None:
-    """One long text is among short texts. Another is repeated in 20 rows, and two encodings store it once."""
+    """The file has a text of 10 MB, short texts, and 20 rows with the same text of 700 kB.
+
+    Two of the three settings in ENCODINGS store the repeated text only once.
+    """
     texts = ["a" * 10_000_000, *["b" * 10] * 300, *["c" * 700_000] * 20, "d"]
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **encoding)
     parts = read(found(tmp_path / "a.parquet"))

@@ -1,4 +1,4 @@
-"""Stores that fail: there is one kind of error, which names the file and never calls an intact file damaged."""
+"""Stores that fail: readers raise a ConnectionError that names the file, and never report an intact file as damaged."""
 
 import gzip
 import json
@@ -35,7 +35,7 @@ CONTENT = {"/a.parquet": parquet(), "/b.jsonl": LINES, "/c.jsonl.gz": gzip.compr
 
 @dataclass
 class Store:
-    """The address of a server of CONTENT, its faults, and the function that stops it."""
+    """A server of the files in CONTENT: the server's address, its faults, and the function that stops the server."""
 
     address: str
     faults: Faults

@@ -1,4 +1,4 @@
-"""Damage anywhere in a shard is an error that names the file and the command; it never changes a label."""
+"""Damage to a shard never changes a label. It raises an error that names the file and the command that repairs it."""
 
 import pickle
 import random
@@ -36,7 +36,7 @@ def read(folder: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("count", [300, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_a_changed_byte_anywhere_in_a_shard_never_changes_a_label(shard: Path, tmp_path: Path, count: int) -> None:
-    """Pages have checksums; their headers and the footer must agree with the content that they describe."""
+    """Pages have checksums. Headers of pages and the footer must agree with the content that they describe."""
     sound, expected, random_byte = shard.read_bytes(), read(tmp_path), random.Random(0)
     found = 0
     for _ in range(count):

@@ -75,10 +75,11 @@ def _difference(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figure
 
 
 def _same_bits(load: Load, chosen: Sequence[np.ndarray], window: int) -> Figures:
-    """Return the share of labels that are bit-identical in two runs, for three pairs of runs.
+    """Compare three pairs of runs. For each pair, return the share of labels that are bit-identical in its two runs.
 
-    twice: both runs have the same batches. batch-invariant: both runs label one window at a time, in opposite orders of
-    the documents. batched and alone: one run labels in batches, and the other run labels one window at a time.
+    - `twice`: both runs label the same batches.
+    - `batch-invariant`: both runs label one window at a time, in opposite orders of the documents.
+    - `batched and alone`: one run labels batches, and the other run labels one window at a time.
     """
     labeller = load("bfloat16")
     label = partial(label_documents, labeller=labeller, window=window, overlap=window // 2)
@@ -113,10 +114,10 @@ def _transfers(sizes: Sizes, device: Device) -> Figures:
 def _out_of_memory(sizes: Sizes, device: Device) -> Figures:
     """Label while a large tensor takes almost all memory, and again after the memory was freed.
 
-    For each amount of free memory, return the number of batches that were labelled in parts. Except with all memory
-    free, also return the largest difference, in nats, from the labels made with all memory free. If labelling fails,
-    return the error instead. The last figure says whether labels made after the memory was freed are bit-identical to
-    the first labels.
+    The first labels are made with all memory free. For them and for each smaller amount of free memory, return the
+    number of batches that were labelled in parts. For each smaller amount, also return the largest difference from the
+    first labels, in nats. If labelling fails with an amount, return the error instead of its figures. The last figure
+    says whether labels made after the memory was freed are bit-identical to the first labels.
     """
     labeller = _causal(sizes, device, "bfloat16")
     sent = batches(documents(sizes, 256)[:32], sizes.context, labeller.batch_tokens)

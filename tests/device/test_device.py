@@ -21,7 +21,10 @@ COMMAND = [sys.executable, "-m", "tests.device", "--tiny", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def lines(tmp_path_factory: pytest.TempPathFactory) -> list[Line]:
-    """Return the lines of a run in its own process, because accelerate keeps the first precision of a process."""
+    """Run the script once, and return the lines that it wrote.
+
+    The script runs in a separate process, because accelerate keeps the first precision that a process chooses.
+    """
     file = tmp_path_factory.mktemp("device") / "device.jsonl"
     subprocess.run([*COMMAND, "--minutes", "8", "--output", str(file)], check=True, stdout=subprocess.DEVNULL)
     return read_lines(file)

@@ -97,7 +97,7 @@ def _kernel() -> Loss:
 
 
 def _loss(loss: Loss, sizes: Sizes, vocabulary: int, device: Device) -> Figures:
-    """Return the time of a loss forward and backward in bfloat16, and its memory on a GPU.
+    """Return the time that the forward and backward pass of a loss takes in bfloat16, and on a GPU its peak memory.
 
     The tokens are those of a training batch of the smallest model.
     """

@@ -173,7 +173,11 @@ def test_a_stage_that_fails_ends_the_unit_and_leaves_nothing(
 
 @pytest.mark.long
 def test_memory_does_not_grow_with_the_unit(tmp_path: Path) -> None:
-    """A worker holds at most seven chunks of rows at once, which are 1,800 of these rows. Both units have more rows."""
+    """Units of 2,000 and of 3,500 rows take about the same memory.
+
+    A worker holds at most seven chunks of rows at once. Seven chunks hold about 1,800 rows of the size in this test, so
+    both units have more rows than a worker holds.
+    """
     few, many = (peak_of_a_unit(tmp_path / str(rows), rows) for rows in (2000, 3500))
     assert many - few < 120 * 2**20, f"{few / 2**20:.0f} and {many / 2**20:.0f} MiB"
 

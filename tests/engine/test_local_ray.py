@@ -52,7 +52,11 @@ for port in sys.argv[1:]:
 
 
 def ran(script: str, *words: str, user: int | None, **environment: str) -> list[str]:
-    """Run a script as another user (None: this user) without this user's environment. Return the printed lines."""
+    """Run a script, and return the lines that it prints.
+
+    The script runs as the user with the id `user`, or as the current user if `user` is None. It gets a minimal
+    environment and the variables in `environment`, instead of the current environment.
+    """
     plain = {"PATH": os.environ["PATH"], "HOME": "/nowhere", "TMPDIR": "/tmp", **environment}
     become = [] if user is None else ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups"]
     command = [*become, sys.executable, "-c", script, *words]

@@ -1,4 +1,7 @@
-"""A grown dataset equals one that was labelled with the larger limit at once, even if the run is killed at any step."""
+"""Growth of a dataset: a run with a larger limit adds documents to it.
+
+The grown dataset equals a dataset that a single run with the larger limit makes, even if growth is killed at any step.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace

@@ -247,7 +247,10 @@ def test_a_worker_whose_device_is_broken_is_replaced(tmp_path: Path) -> None:
 
 
 class Unsound:
-    """Annotator that fails with every unit in one of the workers, like a device that computes nonsense."""
+    """Annotator of a run in which one worker fails with each of its units, like a device that computes nonsense.
+
+    The annotators of the other workers do not fail.
+    """
 
     def __init__(self, run: Run, device: str) -> None:
         self.annotator = load_fake(run)
@@ -290,7 +293,7 @@ def test_a_bad_file_does_not_end_a_run_whose_other_files_are_good(tmp_path: Path
 
 
 class Slow:
-    """Annotator that never ends in one of two workers, namely the first that begins."""
+    """Annotator that never finishes a unit in the worker that begins first. It works normally in every other worker."""
 
     def __init__(self, run: Run, device: str) -> None:
         self.annotator, self.mark = load_fake(run), run.subset.root.with_suffix(".slow")

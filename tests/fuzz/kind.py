@@ -1,4 +1,4 @@
-"""A kind of input, and a run over many inputs of a kind."""
+"""Kinds of fuzz input, and a function that tries many random inputs of one kind."""
 
 import signal
 from collections import Counter
@@ -30,10 +30,10 @@ class Kind:
 
 
 def run(kind: Kind, count: int, seed: int) -> Counter[str]:
-    """Use this number of random inputs. Return how often each outcome occurred.
+    """Use `count` random inputs of a kind. Return how often each outcome occurred.
 
     Raises:
-        Exception: any exception other than REFUSALS that an input raises.
+        Exception: if an input raises an exception that is not one of REFUSALS.
         AssertionError: if a refusal is empty or has a stack trace, or an input takes longer than MOST_SECONDS.
     """
     outcomes: Counter[str] = Counter()

@@ -59,7 +59,10 @@ Trick = Callable[[Prey], None]
 
 
 def write_outside(folder: Path) -> None:
-    """Write the folder outside the dataset: secret keys, in subfolders with the names of a dataset's folders."""
+    """Fill a folder that lies outside the dataset with secret keys.
+
+    The keys are in the folder itself, and in subfolders that are named like the folders of a dataset.
+    """
     for name in ("", "data", "receipts", "quarantine", "tokenizer"):
         (folder / name).mkdir(parents=True, exist_ok=True)
         (folder / name / "id_ed25519").write_text(SECRET, encoding="utf-8")

@@ -14,7 +14,10 @@ EVENT_BYTES = 16
 
 @contextmanager
 def watched(folder: Path) -> Iterator[list[str]]:
-    """Yield a list that at exit contains the files below a folder that were opened, changed, created or removed."""
+    """Record which files below a folder are opened, changed, created or removed.
+
+    The context manager yields an empty list, and adds the names of these files to it when the `with` block ends.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK)
     assert descriptor >= 0, os.strerror(ctypes.get_errno())

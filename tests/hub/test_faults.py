@@ -69,7 +69,7 @@ def test_a_commit_that_is_refused_is_not_lost_instead(hub: Hub, api: HfApi) -> N
 
 
 def test_a_connection_serves_on_after_errors(hub: Hub, api: HfApi) -> None:
-    """If the server left a body unread, it would take the body for the next request of the same connection."""
+    """If the server left the body of a request unread, it would parse this body as the connection's next request."""
     with httpx2.Client(base_url=hub.address, headers={"Authorization": f"Bearer {hub.writer}"}) as client:
         for status in (503, 429, 404):
             hub.faults.refuse(status, method="POST")

@@ -52,7 +52,7 @@ def validate_yaml(exchange: Exchange) -> Answer:
 
 
 def preupload(exchange: Exchange, repository: Repository, revision: str) -> Answer:
-    """Answer, for each file, in which way it must be sent, and whether it must be left out.
+    """Tell the client how to send each file, and which files to leave out.
 
     If the repository already has a file at the path, the answer includes the object name of the repository's file.
     """

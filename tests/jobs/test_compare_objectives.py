@@ -54,7 +54,10 @@ def lines(file: Path) -> list[dict[str, str]]:
 
 
 def test_one_training_flag_keeps_the_other_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other flags must keep this job's defaults. The defaults of large trainings make batches four times as large."""
+    """Training settings without a flag must keep the defaults of this job.
+
+    The defaults of large trainings would make batches four times as large.
+    """
     received: list[Config] = []
 
     def command(config: Config) -> None:

@@ -206,7 +206,7 @@ def test_an_identity_changes_no_label(label: Callable[..., int], tmp_path: Path,
 def test_a_reference_of_other_tokens_is_moved(
     label: Callable[..., int], folder: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One model labels the documents twice: in the tokens of a smaller tokenizer, and in its own tokens.
+    """One model labels the documents twice: in the tokens of a smaller tokenizer, and in the model's own tokens.
 
     The second dataset is the reference, whose labels are transferred to the tokens of the smaller tokenizer.
     """

@@ -1,6 +1,7 @@
 """Truth measurement in miniature, in real processes and with all output files.
 
-Every label method, every introduction of the embedding into the decoder, and ensembles are measured on two sources.
+There are three comparisons, each on two sources: of all label methods, of all ways in which an estimator's embedding
+enters the decoder, and of ensembles with single models.
 """
 
 import csv

@@ -42,7 +42,10 @@ def launch(recipe: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write random documents as token ids, in `tokens.parquet`, and as an annotated dataset, in `labels`."""
+    """Write the same random documents in two forms, and return their folder.
+
+    The file `tokens.parquet` has their token ids. The folder `labels` is an annotated dataset.
+    """
     folder, random = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
     # An epoch has more than 30 steps, so that the last one, which is smaller, hardly counts.
     tokens = [random.integers(VOCABULARY, size=size).tolist() for size in random.integers(900, 3000, 1200)]

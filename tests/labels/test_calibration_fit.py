@@ -13,7 +13,10 @@ PLANTED = {"a": (0.5, 1.0), "b": (2.0, -0.25), "c": (1.0, 0.0)}
 
 
 def planted(documents: int, tokens: int, noise: float = 0.0, seed: int = 0) -> list[Pair]:
-    """Return pairs of documents. The reference is a planted linear function of the label, by domain, plus noise."""
+    """Return pairs of documents with planted labels.
+
+    A reference label is a linear function of the label, plus noise. PLANTED has the function of each domain.
+    """
     random = np.random.default_rng(seed)
     pairs = []
     for number in range(documents):

@@ -183,7 +183,7 @@ def test_bytes_without_a_token_go_to_the_next_token_and_trailing_ones_to_the_las
 
 
 def test_nats_of_tokens_without_bytes_are_kept() -> None:
-    """Source tokens without bytes are at the beginning, in the middle and at the end. Their nats must not be lost."""
+    """The first, third and last of the original tokens have no bytes. The nats of these tokens must not be lost."""
     nats_S, ends_S = np.array([1, 2, 4, 8, 16], np.float32), np.array([0.0, 2, 2, 4, 4])
     np.testing.assert_array_equal(move_nats(nats_S, ends_S, np.array([0.0, 2, 4])), [1, 6, 24])
     np.testing.assert_array_equal(move_nats(nats_S, ends_S, np.array([2.0, 2, 4])), [7, 0, 24])

@@ -20,7 +20,7 @@ CHUNK = 16
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make chunks of 16 tokens at a vocabulary of 53. The budget of logits is not a multiple of 53."""
+    """Set the maximum number of logits in a chunk to 16 tokens x 53 ids, plus 7 logits that are too few for a token."""
     monkeypatch.setattr(chunked, "CPU_CHUNK_LOGITS", CHUNK * VOCABULARY + 7)
 
 

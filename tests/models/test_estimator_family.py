@@ -134,8 +134,8 @@ def test_an_estimator_starts_from_another(introduction: str) -> None:
     """If a new estimator starts from an old estimator of the same variant, both have the same losses.
 
     If the new estimator adds the embedding above all layers, it copies only the encoder and the decoder of the old
-    estimator. The embedding of the new estimator has no effect until training. The states of the new decoder are those
-    of the old decoder for an embedding of zeros, plus a bias.
+    estimator. The embedding of the new estimator has no effect until training. Until then, the states of the new
+    decoder equal the sum of two terms: the states of the old decoder for an embedding of zeros, and a bias.
     """
     torch.manual_seed(1)
     late: dict[str, Any] = {"introduction": "projection", "introduced_above": 2}

@@ -1,4 +1,4 @@
-"""Licences and languages in the cards of sources, for the card of the annotated dataset."""
+"""Licences and languages that the annotated dataset's card takes from the cards of the source datasets."""
 
 import pytest
 

@@ -135,7 +135,7 @@ def test_a_damaged_shard_is_not_sent_and_the_rest_is(
 def test_a_damaged_published_shard_is_replaced(
     hub: Hub, subset: Subset, run_command: RunCommand, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The repository has the shard's receipt too, so nothing but another publication would ever repair the shard."""
+    """The repository still has the receipt of the damaged shard, so only another publication repairs the shard."""
     receipts = Ledger(subset).receipts()
     assert run_command("pipeline.publish", subset.root, URL) == 0
     path = f"data/exact/{receipts[3].shard}"

@@ -87,7 +87,8 @@ MARKS: dict[tuple[int, bool], list[pytest.MarkDecorator]] = {
     (2, True): [pytest.mark.long],
     (3, False): [pytest.mark.long],
 }
-"""Marks of test cases. A key is the index of the files in FILES_THERE, and True with a card. Other cases are slow."""
+"""Marks of test cases. A key has the index of the case's files in FILES_THERE, and True if the case has a card. Cases
+that are not listed are slow."""
 PAIRS = [
     pytest.param(paths, card, marks=MARKS.get((place, card is not None), [pytest.mark.slow]))
     for place, paths in enumerate(FILES_THERE)

@@ -173,9 +173,10 @@ class Notebook:
     executed: int = 0
 
     def execute(self, number: int) -> PreTrainedModel | None:
-        """Execute the snippets up to and including the one with this index, except those that were executed before.
+        """Execute the snippets up to and including index `number`, except snippets that were executed before.
 
-        Return the model that was given to the last snippet, or None if a library that it imports is not installed.
+        Return the model that was given to the last snippet. Return None if the last snippet was not executed because it
+        imports a library that is not installed.
         """
         model = None
         for snippet in MANUAL.snippets[self.executed : number + 1]:

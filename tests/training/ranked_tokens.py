@@ -1,4 +1,4 @@
-"""Tokens that one of several processes reads. Its dataset has to find out the process's rank by itself."""
+"""Tokens that one of several processes reads. The dataset must find out the rank of its process by itself."""
 
 import json
 import os

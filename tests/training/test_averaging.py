@@ -48,7 +48,11 @@ def slow_average(steps: list[Tensor], config: TrainingConfig) -> Tensor:
 
 
 def trained_weights(config: TrainingConfig, folder: Path) -> tuple[list[Tensor], list[Tensor], nn.Module]:
-    """Train. Return the weights after each step except the last, the weights in each evaluation, and the model."""
+    """Train a bigram model. Return two lists of weights, and the trained model.
+
+    The first list has the weights after every step except the last step. The second list has the weights that each
+    evaluation saw.
+    """
     before_steps: list[Tensor] = []
     evaluated: list[Tensor] = []
 

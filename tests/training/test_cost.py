@@ -68,7 +68,10 @@ def test_frozen_weights_have_no_gradients_or_optimizer_states() -> None:
 @pytest.mark.parametrize("kind", ["transformer", "mixer"])
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_activations_are_those_of_a_whole_batch(monkeypatch: pytest.MonkeyPatch, precision: Any, kind: str) -> None:
-    """The test subtracts a chunk of logits from the computed cost, because the backward pass does not keep them."""
+    """The computed cost includes the logits of a chunk, which the test subtracts.
+
+    The measured bytes include no logits, because logits are not kept for the backward pass.
+    """
     monkeypatch.setattr(cost, "PROBE_TOKENS", 16)
     config, model = replace(CONFIG, precision=precision), new_model(decoder_kind=kind, introduction="projection")
     measured = kept_bytes(model, estimator_loss, EPOCH.longest, config)

@@ -59,7 +59,7 @@ def test_steps_are_rounded_up(length: dict[str, Any], steps: int, capsys: pytest
 
 
 def test_the_tokens_of_padding_do_not_count() -> None:
-    """A batch has room for one window of 8 tokens or two of 4. One batch of the epoch is half empty."""
+    """A batch has room for one window of 8 tokens or two windows of 4. One batch of the epoch is half empty."""
     corpus = Corpus.of([np.arange(12, dtype=np.int32)] * 5)
     found = TrainingSettings(tokens=600, tokens_per_batch=8).resolved(lambda: Epoch.of_corpus(corpus, Windowing(8, 8)))
     assert found.steps == 600 * 8 // 60  # an epoch of 60 tokens has 5 batches of 8 tokens, 2 of 4 + 4, 1 of 4

@@ -195,7 +195,10 @@ def test_an_iterator_is_not_copied_into_workers(dataset: AnnotatedDataset, begun
 
 
 def test_the_processes_of_a_launcher_are_ranks(dataset: AnnotatedDataset, tmp_path: Path) -> None:
-    """A dataset finds its rank before and after the processes join a group, and in a pickled copy."""
+    """A dataset finds its process's rank before and after the processes join a group.
+
+    A dataset that is pickled within the group keeps the rank.
+    """
     processes = group(2, "tests.training.ranked_tokens", dataset.source, tmp_path)
     assert [one.wait(120) for one in processes] == [0, 0], processes[0].communicate()
     for way in ("launched", "joined", "pickled"):

@@ -148,7 +148,10 @@ def test_a_trainer_resumes_within_an_epoch(dataset: AnnotatedDataset, tmp_path: 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_processes_of_a_trainer_divide_the_windows(dataset: AnnotatedDataset, workers: int) -> None:
-    """accelerate reads all windows in every process, and gives each process a share. It may fill up the last share."""
+    """Every process reads all windows, and accelerate keeps a share of them in each process.
+
+    accelerate may repeat some windows, so that all processes have equally many.
+    """
     found: list[int] = []
     for process in range(2):
         windows = LabelledWindows(dataset, CUT, seed=1, rank=0, world_size=1)

@@ -33,7 +33,7 @@ def files(dataset: Path) -> dict[str, bytes]:
 
 
 def complete(folder: Path) -> None:
-    """Label the units that are missing and write the card, as the same annotate command does."""
+    """Label the missing units and write the card, as the annotate command does when it is run again."""
     run, units = planned(folder)
     open_run(run.subset, Plan(run.provenance, (), schema=run.schema), units)
     done, annotator = Ledger(run.subset).finished(), load_fake(run)
