@@ -218,7 +218,7 @@ def read_corpus(
 
 
 def no_exchange(mine: Corpus) -> Sequence[Corpus]:
-    """Return a list that holds only `mine`. This is the exchange of a process that reads its stream alone."""
+    """Return a list that holds only `mine`. A process that reads a stream by itself has nothing to exchange."""
     return [mine]
 
 

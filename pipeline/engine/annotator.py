@@ -208,7 +208,7 @@ class Annotator:
             yield chunk
 
     def annotated(self, rows: pa.RecordBatch) -> pa.Table:
-        """Return the annotated table of rows in memory, labelled like a run's first unit."""
+        """Annotate rows that are in memory, with the random numbers of a run's first unit, and return the table."""
         random, tables = np.random.default_rng(0), list[pa.Table]()
         for piece in _pieces(rows, sum(map(prod, self.run.provenance.label_shapes.values()))):
             chunk = self._tokenized(piece, random)

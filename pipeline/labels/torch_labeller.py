@@ -222,10 +222,10 @@ def mean_labeller(labellers: Sequence[TorchLabeller], columns: Mapping[str, Shap
 
 
 def _shared_border(borders: Sequence[int | None]) -> int | None:
-    """Return the border between short and long windows of several models; None if no model has one.
+    """Return the window length beyond which models change their rotary frequencies (LongRoPE); None if none does so.
 
     Raises:
-        ValueError: if models have different borders. A batch could then not serve all of them.
+        ValueError: if the models' lengths differ. A batch could then not serve all models.
     """
     known = {border for border in borders if border is not None}
     if len(known) > 1:

@@ -60,7 +60,7 @@ class Epoch:
 
     @classmethod
     def of_documents(cls, documents: Documents, cut: Windowing) -> Self:
-        """Cut the documents to train on into windows. For a stream, cut the held-out documents instead."""
+        """Cut the training documents into windows. For a stream, cut its held-out documents, as a sample."""
         if isinstance(documents.seen, Corpus):
             return cls.of_corpus(documents.seen, cut)
         return cls.of_corpus(documents.held_out, cut, partial(streamed_documents, documents.seen))
