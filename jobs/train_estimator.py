@@ -75,7 +75,7 @@ class Config:
         """Checkpoint that --init-from names, or None to train from scratch.
 
         Raises:
-            ValueError: if there is no such checkpoint, or it is neither an estimator nor a causal language model; if
+            ValueError: if the checkpoint is missing, or is neither an estimator nor a causal language model; if
                 settings for a language model are given, but --init-from names no language model; or if sizes are given
                 that a language model determines itself.
         """

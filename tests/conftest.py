@@ -59,8 +59,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     marks = [] if config.getoption("--slow") else ["slow"] if config.getoption("--long") else ["slow", "long"]
-    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
-    config.hook.pytest_deselected(items=left_out)
+    left_out = {item for item in items if any(map(item.get_closest_marker, marks))}
+    config.hook.pytest_deselected(items=[*left_out])
     # With several processes (pytest -n), files that take minutes come first.
     long = {item.path for item in items if item.get_closest_marker("cluster")}
     left = (item for item in items if item not in left_out)
@@ -209,26 +209,26 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactor
         yield running
 
 
-@pytest.fixture
-def run_command(monkeypatch: pytest.MonkeyPatch) -> RunCommand:
-    """Return a function that runs `python -m MODULE ARGUMENTS...` in this process and returns the exit code.
+def run_module(module: str, *arguments: object) -> int:
+    """Run `python -m MODULE ARGUMENTS...` in this process, and return the exit code.
 
     Error messages go to standard error.
     """
+    from pipeline.cli import run
 
-    def command(module: str, *arguments: object) -> int:
-        function = command_of(module)
-        monkeypatch.setattr(sys, "argv", [module, *map(str, arguments)])
-        from pipeline.cli import run
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as stopped:
+        patch.setattr(sys, "argv", [module, *map(str, arguments)])
+        run(command_of(module), module)
+    if isinstance(stopped.value.code, str):
+        print(stopped.value.code, file=sys.stderr)
+        return 1
+    return stopped.value.code or 0
 
-        with pytest.raises(SystemExit) as stopped:
-            run(function, module)
-        if isinstance(stopped.value.code, str):
-            print(stopped.value.code, file=sys.stderr)
-            return 1
-        return stopped.value.code or 0
 
-    return command
+@pytest.fixture
+def run_command() -> RunCommand:
+    """Return `run_module`."""
+    return run_module
 
 
 @dataclass(frozen=True)

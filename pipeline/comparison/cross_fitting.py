@@ -44,7 +44,7 @@ def label_names(teachers: int) -> list[str]:
 def cross_fitted(
     student: Student, baseline: Trial, folder: Path, teachers: int = 1, processes: int | None = None
 ) -> Study:
-    """Return the student's study with cross-fitted labels in place of all its labels.
+    """Return the student's study with cross-fitted labels instead of its own.
 
     First, `teachers` models are trained for each fold on the documents of the other folds. They are trained in
     `folder`, in `processes` processes at a time.

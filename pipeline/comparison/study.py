@@ -48,7 +48,7 @@ class Study:
     """Loss of a teacher on each test document in nats, summed over the document's tokens. The key is the name of the
     labels that the teacher made."""
     labelling_flop: Mapping[str, float] = field(default_factory=dict)
-    """FLOP of making labels, by the labels' name. There is no entry if labels were given, or the FLOP is not known."""
+    """FLOP of making labels, by the labels' name. Labels that were given, or whose FLOP is unknown, have no entry."""
     truth: float | None = None
     """Loss of the distribution that the test documents were drawn from, in nats per token. No model can have a lower
     expected loss. None for text, whose distribution is unknown."""

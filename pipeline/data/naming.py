@@ -29,7 +29,7 @@ def recorded(inputs: Sequence[str]) -> tuple[str, ...]:
 
 
 def without_paths(inputs: Sequence[str]) -> tuple[str, ...]:
-    """Return the inputs with LOCAL_NAME in place of each local path."""
+    """Replace each local path in the inputs by LOCAL_NAME."""
     return tuple(LOCAL_NAME if is_local(named) else named for named in inputs)
 
 

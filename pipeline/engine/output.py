@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 
 class ExistingRun(NamedTuple):
-    """Run to resume: its plan in the repository and its plan in the output folder. Both are None if there is no run."""
+    """Run to resume: its plan in the repository and its plan in the output folder. Both are None for a new run."""
 
     published: Plan | None
     """Plan in the repository, or None if the repository has no run."""

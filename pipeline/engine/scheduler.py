@@ -255,7 +255,7 @@ class Backlog:
         """Return the next unit for an idle worker, or None if no unit can start now.
 
         A failed unit cannot start before its pause ends. For GRACE seconds after the pause, the unit is reserved for
-        workers that have not failed with it. If `alone` is True, there are no other workers, and no unit is reserved.
+        workers that have not failed with it. If `alone` is True, this is the only worker, and no unit is reserved.
         """
         now, kept, taken = time.monotonic(), [], None
         while taken is None and self.failed and self.failed[0][0] <= now:

@@ -273,8 +273,8 @@ class SecondOrderModel(PreTrainedModel):
     def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
         """Return the estimates of both outputs, and the model's losses as a language model in nats [B, T].
 
-        A model in the residual form always returns the losses. A model in the direct form returns None in place of the
-        losses, unless `with_surprisal` is True.
+        A model in the residual form always returns the losses. A model in the direct form returns None instead,
+        unless `with_surprisal` is True.
         """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]

@@ -76,7 +76,7 @@ class StepSettings:
     average_from: float = 0.5
     """Share of all steps that are done before the average of the weights begins. During these steps, the weights
     themselves are evaluated. With --training.average swa, the default leaves out the first steps, in which weights
-    change much. With --training.average ema, the first averaged steps are forgotten, whatever the value."""
+    change much. With --training.average ema, the average forgets its first steps in any case."""
     evaluate_every: int = 500
     """Number of steps between evaluations. The model is also evaluated after the last step."""
     save_every: int | None = None

@@ -51,7 +51,7 @@ class MetricsLog:
 
     def __init__(self, accelerator: Accelerator, config: TrainingConfig, output: Path, state: TrainingState) -> None:
         self.accelerator, self.file, self.writes = accelerator, output / METRICS_FILE, accelerator.is_main_process
-        self.state, self.steps, self.loss = state, config.steps, math.nan
+        self.state, self.loss = state, math.nan
         self.resumed = self.started = time.monotonic()
         self.seconds_before, self.tokens_before = state.seconds, state.tokens
         self.speed, self.held_out = math.nan, Metrics()
@@ -82,9 +82,10 @@ class MetricsLog:
         self.state = self.state.after(loss, tokens, seconds)
         self.speed = (self.state.tokens - self.tokens_before) / max(time.monotonic() - self.resumed, 1e-9)
         self.loss = loss
-        self.bar.set_postfix_str(self._shown(), refresh=False)
-        self.bar.update()
-        if time.monotonic() >= self.next_line:
+        if not self.bar.disable:
+            self.bar.set_postfix_str(self._shown(), refresh=False)
+            self.bar.update()
+        elif time.monotonic() >= self.next_line:
             self._say_line()
 
     def evaluated(self, held_out: Metrics, learning_rate: float) -> None:
@@ -108,10 +109,10 @@ class MetricsLog:
         self._say_line()
 
     def _say_line(self) -> None:
-        """Print a line of progress if there is no progress bar."""
+        """Print a line of progress, unless a progress bar is shown."""
         self.next_line = time.monotonic() + LINE_SECONDS
         if self.writes and self.bar.disable:
-            say(f"step {self.state.step:,} of {self.steps:,}: {self._shown()}", file=sys.stderr)
+            say(f"step {self.state.step:,} of {self.bar.total:,}: {self._shown()}", file=sys.stderr)
 
     def _shown(self) -> str:
         shown = {"loss": self.loss, "tokens/s": self.speed, **self.held_out}

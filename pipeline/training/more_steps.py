@@ -2,9 +2,9 @@
 
 Only a training with the decay trapezoid can be continued. With other decays, every step depends on the number of all
 steps. A finished output keeps the run's settings and the state of `TrainingConfig.lasting_step` in the folder
-`continue`, which is no part of the checkpoint and its digest. A command with the same settings and more steps continues
-from this state. The result is bit-identical to a training that had this number of steps from the beginning. The
-finished model stays in the output until the new model replaces it.
+`continue`, which does not belong to the checkpoint and its digest. A command with the same settings and more steps
+continues from this state. The result is bit-identical to a training that had this number of steps from the beginning.
+The finished model stays in the output until the new model replaces it.
 """
 
 import json

@@ -242,10 +242,8 @@ def repair(findings: Findings, config: Config) -> None:
     for moved in set_aside(findings.stored, findings.faults):
         say(f"moved to {moved.relative_to(findings.stored.subset.root)}")
     command = command_again(findings.stored, findings.records, config.estimator)
-    if command.endswith("--labels ..."):
-        rest = ", with the sidecar instead of `...`"
-    else:
-        rest = ", with its other flags instead of `...`, such as --estimator" if command.endswith("...") else ""
+    rest = ", with its other flags instead of `...`, such as --estimator" if command.endswith("...") else ""
+    rest = ", with the sidecar instead of `...`" if command.endswith("--labels ...") else rest
     say(f"the command that made the dataset makes these rows again{rest}:")
     say(f"  {command}")
 

@@ -14,8 +14,8 @@ from pipeline.data.ledger import Ledger
 from pipeline.data.tokenizer import TOKENIZED_ALREADY, load_tokenizer
 from pipeline.verify.consistency import Records
 from pipeline.verify.stored import Fault, Stored
-from schemas.annotations import INPUT_IDS, SHIPPED_MODEL
-from schemas.receipts import RECEIPTS, Plan, Receipt, total
+from schemas.annotations import INPUT_IDS, SHIPPED_MODEL, Provenance
+from schemas.receipts import RECEIPTS, Plan, Receipt
 from schemas.rows import TEXT_COLUMN
 
 DAMAGED = "damaged"
@@ -69,14 +69,11 @@ def _command(module: str, flags: Mapping[str, object], end: str) -> str:
 
 def _join_flags(plan: Plan, stored: Stored, records: Records) -> dict[str, object]:
     """Return the settings of a join as flags, without --labels. The plan has only the digest of the labels."""
-    counts = total(each for receipts in records.receipts.values() for each in receipts).counts
-    kept = counts.rows_changed + counts.rows_unmatched
-    column = plan.provenance.text_column
+    counts = [receipt.counts for receipts in records.receipts.values() for receipt in receipts]
+    kept = any(each.rows_changed or each.rows_unmatched for each in counts)
     return {
-        "input": plan.inputs,
-        "output": stored.place,
-        "subset": stored.subset.name,
-        "text_column": None if column in (TEXT_COLUMN, INPUT_IDS) else column,
+        **_place_flags(plan, stored),
+        "text_column": _text_column(plan.provenance),
         "without_tokens": plan.schema is not None and INPUT_IDS not in plan.schema.names,
         "unmatched": "keep" if kept else None,
     }
@@ -89,9 +86,7 @@ def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, 
     members = tuple(member.model for member in run.members)
     on_hub = members if members and all("@" in model for model in members) else plan.checkpoint
     return {
-        "input": plan.inputs,
-        "output": stored.place,
-        "subset": stored.subset.name,
+        **_place_flags(plan, stored),
         "method": run.method,
         "estimator": on_hub or estimator,
         "start_token": _start_token(plan, stored),
@@ -100,7 +95,7 @@ def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, 
         "sampled_ids": run.sampled_ids,
         "tokenizer": TOKENIZED_ALREADY if run.tokenizer_sha256 is None else tokenizer,
         "vocabulary": run.vocabulary if run.tokenizer_sha256 is None else None,
-        "text_column": None if run.text_column in (TEXT_COLUMN, INPUT_IDS) else run.text_column,
+        "text_column": _text_column(run),
         "columns": run.columns,
         "keep_text": run.keep_text,
         "sidecar": run.sidecar,
@@ -111,6 +106,16 @@ def _flags(plan: Plan, stored: Stored, estimator: tuple[str, ...]) -> dict[str, 
         "source_seen_by_estimator": run.source_seen_by_estimator if run.folds == 1 else None,
         "limit": run.source_rows,  # without it, a source with more rows would extend the dataset
     }
+
+
+def _place_flags(plan: Plan, stored: Stored) -> dict[str, object]:
+    """Return the flags that say what is read, and where the dataset is."""
+    return {"input": plan.inputs, "output": stored.place, "subset": stored.subset.name}
+
+
+def _text_column(run: Provenance) -> str | None:
+    """Return the value of --text-column, or None if it is a default."""
+    return None if run.text_column in (TEXT_COLUMN, INPUT_IDS) else run.text_column
 
 
 def _is_incomplete(flags: Mapping[str, object], plan: Plan) -> bool:

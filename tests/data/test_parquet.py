@@ -35,7 +35,7 @@ def texts_of(read: list[pa.RecordBatch]) -> list[str | None]:
 
 
 def truncated_parquet(file: Path) -> None:
-    """Write a file with a complete footer, but with zeros in place of some bytes of its rows."""
+    """Write a file with a complete footer, in which zeros replace some bytes of the rows."""
     pq.write_table(pa.table({"text": [f"{row} " * 50 for row in range(100)]}), file)
     content = file.read_bytes()
     file.write_bytes(content[:40] + bytes(200) + content[240:])
@@ -231,22 +231,6 @@ def test_first_pages_are_where_pyarrow_finds_them(tmp_path: Path, dictionary: bo
         ]
 
 
-def rows_read(texts: list[str], file: Path, monkeypatch: pytest.MonkeyPatch, **encoding: Any) -> list[int]:
-    """Write `texts` to a file, read them, and return how many rows pyarrow was told to read at a time."""
-    sizes: list[int] = []
-    read_at_a_time = pq.ParquetFile.iter_batches
-
-    def iter_batches(parquet: pq.ParquetFile, size: int, **options: Any) -> Iterator[pa.RecordBatch]:
-        sizes.append(size)
-        yield from read_at_a_time(parquet, size, **options)
-
-    pq.write_table(pa.table({"text": texts}), file, **encoding)
-    with monkeypatch.context() as patch:
-        patch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
-        assert texts_of(read(found(file))) == texts
-    return sizes
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_rows_that_repeat_a_long_value_are_few_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: dict[str, Any]
@@ -254,7 +238,17 @@ def test_rows_that_repeat_a_long_value_are_few_at_a_time(
     """A value that many rows repeat may be stored only once. The row group of large rows then seems small."""
     monkeypatch.setattr(parquet, "BYTES_READ", 24 * 10**6)
     monkeypatch.setattr(parquet, "BATCH_BYTES", 2**40)
-    (size,) = rows_read(["x" * 10**6] * 70, tmp_path / "a.parquet", monkeypatch, **encoding)
+    read_at_a_time, sizes = pq.ParquetFile.iter_batches, []
+
+    def iter_batches(parquet: pq.ParquetFile, size: int, **options: Any) -> Iterator[pa.RecordBatch]:
+        sizes.append(size)
+        yield from read_at_a_time(parquet, size, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    texts = ["x" * 10**6] * 70
+    pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet", **encoding)
+    assert texts_of(read(found(tmp_path / "a.parquet"))) == texts
+    (size,) = sizes
     assert size <= 24
 
 

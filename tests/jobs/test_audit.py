@@ -78,13 +78,9 @@ def test_figures_are_printed_and_written_by_document_and_by_a_column(
     assert f"Made by `python -m {JOB} --model {model}" in printed
 
     rows = table_rows(printed)
-    assert [rows[name][:2] for name in ("all documents", "site a", "site b", "site null", "unseen text")] == [
-        ["21", "840"],
-        ["10", "400"],
-        ["10", "400"],
-        ["1", "40"],
-        ["30", "1,200"],
-    ]
+    names = ("all documents", "site a", "site b", "site null", "unseen text")
+    sizes = [("21", "840"), ("10", "400"), ("10", "400"), ("1", "40"), ("30", "1,200")]
+    assert [tuple(rows[name][:2]) for name in names] == sizes
     per_token = {name: float(rows[name][4].split()[0]) for name in rows if name.startswith(("site", "unseen"))}
     assert per_token["site b"] == pytest.approx(1, abs=0.02) and per_token["site a"] < 0.01
     assert per_token["unseen text"] == pytest.approx(0.25, abs=0.02)

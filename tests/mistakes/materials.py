@@ -5,25 +5,24 @@ import json
 import lzma
 import os
 import shutil
-import sys
+from contextlib import chdir
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 import zstandard
 from tokenizers import Tokenizer
 
-from pipeline.cli import run
 from pipeline.data.tokenizer import tokenizer_sha256, train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer
 from schemas.calibrations import LabelSettings
 from schemas.layout import LEDGER_FOLDER, Subset
 from schemas.receipts import PLAN_FILE, RECEIPTS, REPORT_FILE
 from tests.annotated import write_annotated
-from tests.builders import command_of, sample_texts, write_documents
+from tests.builders import sample_texts, write_documents
+from tests.conftest import run_module
 from tests.hostile.checkpoints import ALL
 from tests.labels.calibrations import LINEAR, calibration
 from tests.models.architectures import tiny_causal
@@ -252,7 +251,8 @@ def _write_sidecars(folder: Path) -> None:
         write_source(folder / f"{name}.parquet", documents)
     source = pq.read_table(folder / "source.parquet")
     pq.write_table(source.append_column("entropy", pa.array([1.0] * 3)), folder / "clash.parquet")
-    _run(folder, "pipeline.join", "--input", "source.parquet", "--labels", "labels", "--output", "joined")
+    with chdir(folder):
+        assert run_module("pipeline.join", "--input", "source.parquet", "--labels", "labels", "--output", "joined") == 0
     write_sidecar(folder / "of-text", own, settings=replace(SETTINGS, tokenizer_sha256="t" * 64, text_column="text"))
 
 
@@ -325,18 +325,10 @@ def _write_finished_training(folder: Path) -> None:
     settings = {"held-out": 2, "model": encoder | decoder, "training": training}
     (folder / "short.yaml").write_text(json.dumps(settings), encoding="utf-8")
     tokens = ("--input", "tokens.parquet", "--tokenizer", "none", "--vocabulary", "97")
-    _run(folder, "jobs.train_estimator", "--config", "short.yaml", *tokens, "--output", "training-done")
+    with chdir(folder):
+        assert run_module("jobs.train_estimator", "--config", "short.yaml", *tokens, "--output", "training-done") == 0
     gone = shutil.copytree(folder / "training-done", folder / "training-gone") / "continue"
     next(file for file in gone.iterdir() if file.name != "unfinished.json").unlink()
-
-
-def _run(folder: Path, module: str, *arguments: str) -> None:
-    """Run a command in this process, in a folder."""
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", [module, *arguments])
-        run(command_of(module), module)
-    assert not ended.value.code, ended.value.code
 
 
 def _write_ledgers(sets: Path) -> None:
