@@ -63,6 +63,7 @@ ALWAYS: dict[str, Any] = {"is_causal": True}
 def test_other_attention_is_left_to_torch(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, key_tokens: int, named: dict[str, Any], grad: bool
 ) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(causal_lm, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
     query, key, value = heads(70, 2, seed=0), heads(key_tokens, 2, seed=1), heads(key_tokens, 2, seed=2)
     with torch.set_grad_enabled(grad), BlockedAttention():
@@ -73,6 +74,15 @@ def test_other_attention_is_left_to_torch(
     torch.testing.assert_close(inside, outside, rtol=0, atol=0)
 
 
+def test_on_a_cpu_with_amx_all_attention_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    monkeypatch.setattr(causal_lm, "causal_attention", lambda *_, **__: pytest.fail("it was computed in blocks"))
+    query, key, value = (heads(70, 2, seed=seed) for seed in range(3))
+    with torch.no_grad(), BlockedAttention():
+        inside = scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(inside, scaled_dot_product_attention(query, key, value, is_causal=True), rtol=0, atol=0)
+
+
 def test_attention_with_named_arguments_is_left_to_torch() -> None:
     query, key, value = (heads(70, 2, seed=seed) for seed in range(3))
     with torch.no_grad(), BlockedAttention():
@@ -80,7 +90,7 @@ def test_attention_with_named_arguments_is_left_to_torch() -> None:
     torch.testing.assert_close(inside, scaled_dot_product_attention(query, key, value, is_causal=True), rtol=0, atol=0)
 
 
-def test_every_method_uses_blocks_and_stays_as_close_to_float32(
+def test_without_amx_every_method_uses_blocks_and_stays_as_close_to_float32(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     taken, ids_BT = list[int](), random_tokens(3, 32)
@@ -91,6 +101,7 @@ def test_every_method_uses_blocks_and_stays_as_close_to_float32(
         return blocked(*args, **named)
 
     monkeypatch.setattr(causal_lm, "causal_attention", counted)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     labels: list[tuple[PreTrainedModel, Callable[[Any], Tensor]]] = [
         (tiny_language_model(), lambda model: causal.token_entropies(model, ids_BT, 0)),
         (tiny_second_order(), lambda model: second_order.token_entropies(model, ids_BT).entropy_BT),
