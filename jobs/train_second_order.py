@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # these import torch, which is slow and not needed for --help
     from pipeline.models.second_order import SecondOrderModel
     from pipeline.training.batches import Windowing
     from pipeline.training.cost import Cost
+    from pipeline.training.distillation import StoredTargets
     from pipeline.training.epoch import Epoch
     from pipeline.training.metrics import Metrics
 
@@ -75,6 +76,10 @@ class Config:
     """Number of transformers: 1, which both outputs share, or 2, one for each output."""
     causal_weight: float = 1.0
     """Weight of the model's own language-model loss, which is added to the squared error. 0 leaves this loss out."""
+    distil: bool = False
+    """Let the model learn, as a language model, the predictions in the labels' columns top_ids, top_logprobs and
+    rest_logprob. It then learns all tokens that a stronger model expected, not only the actual token. Annotate with
+    --top-k to get these columns."""
     folds: int = 1
     """Number of cross-validation folds; one model is trained for each fold. With several folds, each model is trained
     without the documents of its fold, so that it can label these documents without having seen them."""
@@ -91,6 +96,8 @@ class Config:
         require_at_least_one(self, "folds", "limit")
         if self.causal_weight < 0:
             raise ValueError(f"--causal-weight must be 0 or more, not {self.causal_weight}")
+        if self.distil and (self.causal_weight == 0 or self.folds > 1):
+            raise ValueError("--distil needs a --causal-weight above 0 and a single fold; leave out --folds")
         if self.model.context is not None and self.model.context < 1:
             raise ValueError(f"--model.context must be at least 1, not {self.model.context}")
         if self.backbone.tuning != "whole" and (self.form, self.transformers) != ("residual", 1):
@@ -163,16 +170,16 @@ def train_second_order(config: Config) -> None:
         plan = Prepared.of(config)
         seen, held_out = read_documents(plan)
         epoch = cache(lambda: Epoch.of_corpus(seen, plan.windowing).of_fold(config.folds))
-        training = config.training.resolved(epoch)
+        training, teacher = config.training.resolved(epoch), targets_of(plan)
         if config.estimate.dry_run:
-            print_cost(cost_of(seen, epoch(), plan, training))
+            print_cost(cost_of(seen, epoch(), plan, training, teacher))
             return
         resume.begin_on_main(config.output, plan.fingerprint(training), training)
         if this_process().is_main_process:
             say(f"windows of {plan.windows}", file=sys.stderr)
 
         def train_fold(fold: int, part: Corpus, folder: Path) -> None:
-            train_on(part, held_out, plan.starts[fold], folder, plan, training)
+            train_on(part, held_out, plan.starts[fold], folder, plan, training, teacher)
 
         train_folds(seen.leave_one_fold_out(config.folds), config.folds, config.output, training, train_fold)
 
@@ -193,6 +200,19 @@ def read_documents(plan: Prepared) -> tuple[Corpus, Corpus]:
     return seen, held_out
 
 
+def targets_of(plan: Prepared) -> StoredTargets | None:
+    """Return the predictions to distil, or None without `--distil`.
+
+    Raises:
+        ValueError: if the labels have no predictions.
+    """
+    if not plan.config.distil:
+        return None
+    from pipeline.training.distillation import StoredTargets
+
+    return StoredTargets.of(plan.dataset, plan.config.limit)
+
+
 def train_on(
     seen: Corpus,
     held_out: Corpus,
@@ -200,6 +220,7 @@ def train_on(
     output: Path,
     plan: Prepared,
     training: TrainingConfig,
+    teacher: StoredTargets | None,
 ) -> None:
     """Train one second-order model, and write its checkpoint and model card to `output`."""
     from pipeline.training.batches import endless_batches
@@ -212,7 +233,7 @@ def train_on(
     train_and_save(
         model,
         endless_batches([seen], plan.windowing, training.seed),
-        lambda trained, batch: second_order_loss(trained, batch, config.causal_weight),
+        lambda trained, batch: second_order_loss(trained, batch, config.causal_weight, teacher),
         lambda trained: second_order_metrics(trained, held_out_batches(held_out, plan.windowing, trained.device)),
         training,
         output,
@@ -222,7 +243,9 @@ def train_on(
     )
 
 
-def cost_of(seen: Corpus, epoch: Epoch, plan: Prepared, training: TrainingConfig) -> Cost:
+def cost_of(
+    seen: Corpus, epoch: Epoch, plan: Prepared, training: TrainingConfig, teacher: StoredTargets | None
+) -> Cost:
     """Return the cost of training on these documents, with all folds."""
     from pipeline.training.cost import Cost
     from pipeline.training.losses import second_order_loss
@@ -230,7 +253,7 @@ def cost_of(seen: Corpus, epoch: Epoch, plan: Prepared, training: TrainingConfig
     config = plan.config
     return Cost(
         initial_model(plan, plan.starts[0], seen.given_labels),
-        partial(second_order_loss, causal_weight=config.causal_weight),
+        partial(second_order_loss, causal_weight=config.causal_weight, teacher=teacher),
         epoch,
         training,
         config.estimate,
@@ -375,6 +398,7 @@ def card(
             **training.averaged,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "form": f"{config.form}, {config.transformers} transformer(s), causal weight {config.causal_weight}",
+            **({"learned as a language model": "the labeller's predictions"} if config.distil else {}),
             "started from": config.init_from or "random weights",
             "language model in it": _backbone(model),
             "held out": f"{len(held_out.given_labels):,} labels in the last {len(held_out):,} documents",

@@ -37,6 +37,8 @@ ROUNDING_NATS = 1 / 128
 # 59 bytes instead of 77, and the error would be up to 1/256.
 LOGPROB_ROUNDING_NATS = 1 / 1024
 LEAST_REST = 1e-7  # smallest probability of all other ids that float32 log-probabilities can tell from 0
+NO_PROBABILITY = -1000.0
+"""Log-probability at places of `top_ids` that no further id could fill."""
 MOST_PREDICTIONS = 1024  # largest `top_k` and `sampled_ids`: more than 2 kB per token
 MOST_VOCABULARY = 2**24  # limit for token ids: sixteen times the largest vocabularies
 MOST_WINDOW = 2**31 - 1
@@ -62,7 +64,8 @@ DESCRIPTIONS = {
     ENTROPY: "nats that token i carries given the tokens before it, an estimate of -ln p; at the index of the token",
     EXPECTED_ENTROPY: "nats expected of token i before it is seen",
     RANK: "number of tokens that the model found more probable than token i",
-    TOP_IDS: "the `top_k` most probable ids for token i, most probable first; the inner list is null without a label",
+    TOP_IDS: "the `top_k` most probable ids for token i, most probable first; the inner list is null without a "
+    "prediction",
     TOP_LOGPROBS: "ln p of each id in `top_ids`, in multiples of 1/1024 nat",
     REST_LOGPROB: "ln of the probability of all other ids together, at least ln 1e-7",
     SAMPLED_IDS: "S ids drawn from the model's prediction of token i by systematic sampling: the mean number of times "
@@ -81,6 +84,8 @@ LOGPROB_COLUMNS = (TOP_LOGPROBS, REST_LOGPROB)
 ID_COLUMNS = (TOP_IDS, SAMPLED_IDS)
 PREDICTION_COLUMNS = (TOP_IDS, TOP_LOGPROBS, SAMPLED_IDS)
 """Columns of labels with a list of numbers per token."""
+PREDICTED = (TOP_IDS, TOP_LOGPROBS, REST_LOGPROB)
+"""Columns of `--top-k`, which together describe a prediction."""
 PER_TOKEN = (*ENTROPY_COLUMNS, RANK, TOP_IDS, TOP_LOGPROBS, REST_LOGPROB, SAMPLED_IDS)
 """All columns of labels: those with a number per token, and those with a list of numbers per token."""
 

@@ -4,6 +4,8 @@ With folds, each document is labelled by an estimator that was trained without t
 """
 
 import json
+import math
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,16 @@ import torch
 from pipeline.data.corpus import fold_of
 from pipeline.data.tokenizer import encode, load_tokenizer, tokenizer_sha256
 from pipeline.labels import causal, exact
+from pipeline.labels.moved_predictions import UNKNOWN, first_tokens
+from pipeline.labels.retokenize import encode_with_ends
 from pipeline.models.checkpoint import SHIPPED, copy_tokenizer, fold_folder
 from pipeline.models.loading import load_own_estimator
-from schemas.annotations import PROVENANCE_KEY
+from schemas.annotations import NO_PROBABILITY, PROVENANCE_KEY
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
+from tests.readme.workspace import write_language_model
 from tests.tiny_models import random_tokens, tiny_estimator, tiny_language_model
+from tests.verify.datasets import verified
 
 ANNOTATE = ("pipeline.annotate", "--workers", 0)
 
@@ -52,6 +58,42 @@ def test_labels_move_to_the_tokens_of_another_tokenizer(run_command: RunCommand,
     assert own_provenance["estimator_tokenizer_sha256"] is None
     assert provenance["estimator_tokenizer_sha256"] == tokenizer_sha256(SHIPPED / "estimator")
     assert provenance["tokenizer_sha256"] == tokenizer_sha256(tmp_path / "small")
+
+
+def test_predictions_move_to_the_tokens_of_another_tokenizer(
+    run_command: RunCommand, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [*sample_texts(3, 300), "", None, "naïve 👩‍👩‍👧 e\u0301"]
+    file = write_documents(tmp_path / "in.parquet", texts)
+    train = ("jobs.train_tokenizer", "--input", file, "--vocabulary", 300, "--output", tmp_path / "small")
+    assert run_command(*train) == 0
+    write_language_model(tmp_path / "model")
+    label = (*ANNOTATE, "--input", file, "--method", "causal", "--estimator", tmp_path / "model", "--top-k", 6)
+    assert run_command(*label, "--output", tmp_path / "own") == 0
+    assert run_command(*label, "--tokenizer", tmp_path / "small", "--output", tmp_path / "moved", "--keep-text") == 0
+    shipped, small = load_tokenizer(SHIPPED / "tokenizer"), load_tokenizer(tmp_path / "small")
+    first = first_tokens(shipped, small)
+    compared = 0
+    for before, after, text in zip(read(tmp_path / "own")[0], read(tmp_path / "moved")[0], texts, strict=True):
+        ends_S, ends_T = (encode_with_ends(each, [text or ""])[0].ends_T.tolist() for each in (shipped, small))
+        begins_S = {begin: place for place, begin in enumerate([0.0, *ends_S[:-1]])}
+        for place, begin in enumerate([0.0, *ends_T[:-1]][: len(ends_T)]):
+            sums = defaultdict[int, float](float)
+            if begin in begins_S:
+                source = begins_S[begin]
+                for index, logprob in zip(before["top_ids"][source], before["top_logprobs"][source], strict=True):
+                    if first[index] != UNKNOWN:
+                        sums[int(first[index])] += math.exp(logprob)
+            if not sums:
+                assert after["top_ids"][place] is after["rest_logprob"][place] is None
+                continue
+            pairs = zip(after["top_ids"][place], after["top_logprobs"][place], strict=True)
+            found = {index: math.exp(logprob) for index, logprob in pairs if logprob > NO_PROBABILITY}
+            assert found == pytest.approx(dict(sums), rel=2e-3)
+            assert math.exp(after["rest_logprob"][place]) == pytest.approx(1 - sum(sums.values()), abs=2e-3)
+            compared += 1
+    assert compared > 100
+    assert verified(tmp_path / "moved", capsys, sample=6, estimator=(str(tmp_path / "model"),))[0] == 0
 
 
 def test_a_causal_model_starts_from_what_is_declared_or_asked_for(

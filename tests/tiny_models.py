@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from pipeline.models.autoencoder import Autoencoder, AutoencoderConfig
 from pipeline.models.estimator import EntropyEstimator, EstimatorConfig
 from pipeline.models.second_order import SecondOrderConfig, SecondOrderModel
+from pipeline.models.sizes import Form
 from pipeline.models.stacks import llama_config, new_language_model
 from tests.builders import VOCABULARY
 
@@ -57,13 +58,14 @@ def tiny_autoencoder(*, context: int = 12, vocabulary: int = VOCABULARY, **varia
     return frozen(Autoencoder(AutoencoderConfig(**{**sizes, **variant})))
 
 
-def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY) -> SecondOrderModel:
+def tiny_second_order(*, context: int = 32, vocabulary: int = VOCABULARY, form: Form = "direct") -> SecondOrderModel:
     torch.manual_seed(0)
     stack = llama_config(vocab_size=vocabulary, width=24, layers=2, heads=2, context=context, initializer_range=0.2)
     config = SecondOrderConfig(
         vocab_size=vocabulary,
         context=context,
         transformer=stack.to_dict(),
+        form=form,
         label_mean=3.0,
         label_deviation=2.0,
         initializer_range=0.2,

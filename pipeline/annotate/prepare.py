@@ -15,7 +15,7 @@ from pipeline.data.documents import without_names
 from pipeline.data.files import HUB, is_pin, pinned
 from pipeline.data.naming import is_local, named_inputs, recorded, urls, without_paths
 from pipeline.data.sample import SAMPLE_NAME
-from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, token_source
+from pipeline.data.tokenizer import TOKENIZED_ALREADY, TokenSource, load_tokenizer, token_source
 from pipeline.engine.plan import (
     Run,
     Snapshot,
@@ -27,6 +27,7 @@ from pipeline.engine.plan import (
     reading_tokenizers,
 )
 from pipeline.labels.calibration import read_calibration, require_applicable
+from pipeline.labels.moved_predictions import is_byte_level
 from pipeline.models.checkpoint import Checkpoint, checkpoint_sha256
 from schemas.annotations import (
     RANK,
@@ -129,6 +130,10 @@ def provenance_for(
     same = len({member.tokenizer_sha256 for member in members}) == 1
     moved = any(member.tokenizer_sha256 for member in members)
     rows = rows_to_label(source, config.limit)
+    predicted = tokens.vocabulary if moved else max(first.vocabulary for first in firsts)
+    predictions = predictions_for(config, predicted, moved, existing)
+    if predictions["top_k"] and moved:
+        require_movable_predictions(firsts, tokens)
     return Provenance(
         method=config.method,
         checkpoint_sha256=checkpoint_sha256(*(fold for checkpoint in checkpoints for fold in checkpoint.folds)),
@@ -155,7 +160,7 @@ def provenance_for(
         label_columns=label_columns_for(config, moved, existing),
         members=members if len(members) > 1 else (),
         calibration=None if config.calibration is None else read_calibration(config.calibration),
-        **predictions_for(config, max(first.vocabulary for first in firsts), moved, existing),
+        **predictions,
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         source=names["source"],
         source_files=names["source_files"],
@@ -248,26 +253,41 @@ def predictions_for(config: Config, vocabulary: int, moved: bool, existing: Plan
     """Return the number of most probable ids and the number of sampled ids to write per token.
 
     A number that is not requested is taken from the resumed run, if that run has the same label method. Otherwise the
-    number is 0. `vocabulary` is the number of ids that the checkpoints predict. `moved` is True if the dataset's tokens
-    differ from the tokens that the checkpoint reads.
+    number is 0. `vocabulary` is the number of ids that can be predicted. `moved` is True if the dataset's tokens differ
+    from the tokens that the checkpoint reads.
 
     Raises:
-        ValueError: if `vocabulary` is smaller than the requested number of most probable ids, or if ids are requested
-            and `moved` is True. Unlike nats, ids cannot be transferred to the tokens of another tokenizer.
+        ValueError: if `vocabulary` is smaller than the requested number of most probable ids, or if sampled ids are
+            requested and `moved` is True.
     """
     run = existing.provenance if existing is not None and existing.provenance.method == config.method else None
     top_k, sampled = config.top_k, config.sampled_ids
     top_k = (run.top_k if run else 0) if top_k is None else top_k
     sampled = (run.sampled_ids if run else 0) if sampled is None else sampled
-    if moved and (top_k or sampled):
-        flag = "--top-k" if top_k else "--sampled-ids"
+    if moved and sampled:
         raise ValueError(
-            f"ids of {flag} cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out"
+            "ids of --sampled-ids cannot be moved to the tokens of another tokenizer; leave it or --tokenizer out"
         )
     known = vocabulary if top_k or sampled else 0
     if top_k > known:
         raise ValueError(f"--top-k {top_k:,} is more than the {known:,} ids that the model predicts; give fewer")
     return Predictions(top_k=top_k, sampled_ids=sampled, predicted_vocabulary=known)
+
+
+def require_movable_predictions(checkpoints: Sequence[Checkpoint], tokens: TokenSource) -> None:
+    """Raise if the checkpoints' most probable ids cannot be transferred to the dataset's tokens.
+
+    Raises:
+        ValueError: if the checkpoints have several tokenizers, or if one of the tokenizers is not byte-level.
+    """
+    if len({checkpoint.tokenizer_sha256 for checkpoint in checkpoints}) > 1:
+        raise ValueError("--top-k needs checkpoints with the same tokenizer; leave it or a checkpoint out")
+    own = load_tokenizer(checkpoints[0].folder)
+    if tokens.tokenizer is None or not (is_byte_level(own) and is_byte_level(tokens.tokenizer)):
+        raise ValueError(
+            "ids of --top-k can be moved only between byte-level tokenizers, such as those of GPT-2, Llama 3 and Qwen; "
+            "leave it or --tokenizer out"
+        )
 
 
 def dtype_for(config: Config, existing: Plan | None) -> Dtype:

@@ -32,9 +32,10 @@ from pipeline.engine.throughput import HELD, Stages, UnitResult
 from pipeline.engine.unit_progress import Amount, UnitProgress, stopping
 from pipeline.labels.calibration import calibrated, rows_without_fit
 from pipeline.labels.ensemble import Labels, combined
+from pipeline.labels.moved_predictions import first_tokens, moved_predictions
 from pipeline.labels.retokenize import encode_with_ends, move_nats
 from pipeline.messages import redacted
-from schemas.annotations import Device, Shape
+from schemas.annotations import PREDICTED, Device, Shape
 from schemas.layout import shard_name
 from schemas.receipts import Counts, Receipt
 
@@ -122,6 +123,9 @@ class Annotator:
     labellers: tuple[WindowLabeller, ...]
     tokenizer: Tokenizer | None
     estimator_tokenizers: tuple[Tokenizer | None, ...] = (None,)
+    first_V: np.ndarray | None = None
+    """Result of `first_tokens`, if predictions are transferred from the tokens of a checkpoint to those of the dataset;
+    otherwise None."""
     device_lock: threading.Lock = field(default_factory=threading.Lock)
     long_document_lock: threading.Lock = field(default_factory=threading.Lock)
     """Lock that is held while a document of more than BATCH_BYTES is tokenized. Tokenizing may take 250 bytes of memory
@@ -335,7 +339,10 @@ class Annotator:
 
     def _moved(self, reading: ChunkReading, batches: Sequence[LabelledBatch]) -> Labels:
         labels = gather(reading.documents, batches, self.labellers[0].columns)
-        return labels if reading.ends is None else {name: moved(nats, reading.ends) for name, nats in labels.items()}
+        if reading.ends is None:
+            return labels
+        nats = {name: moved(arrays, reading.ends) for name, arrays in labels.items() if name not in PREDICTED}
+        return nats if self.first_V is None else nats | moved_predictions(labels, reading.ends, self.first_V)
 
     def _table(self, chunk: Chunk, labelled: Sequence[LabelledReading]) -> pa.Table:
         return annotated_rows(chunk.rows, chunk.tokens, self.labels(labelled, chunk.rows), self.run.labelled_schema)
@@ -375,7 +382,10 @@ def with_tokenizers(run: Run, labellers: tuple[WindowLabeller, ...]) -> Annotato
     """Load a run's tokenizers, and return an annotator with the tokenizers and the given labellers."""
     tokenizer = load_tokenizer(run.tokenizer) if run.tokenizer else None
     others = tuple(load_tokenizer(folder) if folder else None for folder in run.estimator_tokenizers)
-    return Annotator(run, labellers, tokenizer, others)
+    first_V = None
+    if run.provenance.top_k and tokenizer is not None and others[0] is not None:
+        first_V = first_tokens(others[0], tokenizer)
+    return Annotator(run, labellers, tokenizer, others, first_V)
 
 
 def moved(nats: Sequence[np.ndarray], ends: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:

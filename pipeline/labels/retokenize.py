@@ -105,7 +105,7 @@ def _moved(amounts_S: np.ndarray, ends_S: np.ndarray, ends_T: np.ndarray) -> np.
 
 
 def _ends(encoding: Encoding, text: str) -> np.ndarray:
-    pieces = [_byte_level(token) for token in encoding.tokens]
+    pieces = [bytes_of_token(token) for token in encoding.tokens]
     if b"".join(pieces) == text.encode():
         return np.cumsum([len(piece) for piece in pieces], dtype=np.float64)
     return _ends_of_offsets(np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2), text)
@@ -131,7 +131,8 @@ def _ends_of_offsets(offsets_T2: np.ndarray, text: str) -> np.ndarray:
     return ends_T
 
 
-def _byte_level(token: str) -> bytes:
+def bytes_of_token(token: str) -> bytes:
+    """Return the bytes that a token of a byte-level vocabulary stands for."""
     return b"".join(BYTE_LEVEL.get(character, character.encode()) for character in token)
 
 

@@ -50,6 +50,13 @@ class OutputHead(NamedTuple):
         """Return logits, float32 [N, V], without a gradient. They are not computed in chunks, so pass few tokens."""
         return head_logits(hidden_ND * self.scale, self.weight_VD, self.bias_V, self.softcap)
 
+    def differentiable_logits(self, hidden_ND: Tensor) -> Tensor:
+        """Return the same logits with a gradient. Without the soft cap, they take one matrix of memory."""
+        logits_NV = ((hidden_ND * self.scale) @ self.weight_VD.T).float()
+        if self.bias_V is not None:
+            logits_NV = logits_NV + self.bias_V
+        return logits_NV if self.softcap is None else self.softcap * (logits_NV / self.softcap).tanh()
+
     def split(self, size: int) -> Iterator[Self]:
         """Yield heads that each compute the logits of at most `size` consecutive tokens of the vocabulary."""
         for start in range(0, len(self.weight_VD), size):
@@ -100,11 +107,7 @@ class OutputHead(NamedTuple):
         return torch.cat(chunks) if chunks else hidden_ND.new_zeros(0, dtype=torch.float32)
 
     def _capped_losses(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
-        assert self.softcap is not None
-        logits_NV = ((hidden_ND * self.scale) @ self.weight_VD.T).float()
-        if self.bias_V is not None:
-            logits_NV = logits_NV + self.bias_V
-        capped_NV = self.softcap * (logits_NV / self.softcap).tanh()
+        capped_NV = self.differentiable_logits(hidden_ND)
         return cross_entropy(capped_NV + (added_ND @ self.weight_VD.T).float(), targets_N, reduction="none")
 
 

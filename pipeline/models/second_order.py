@@ -15,6 +15,7 @@ bias, scale and soft cap.
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -270,11 +271,18 @@ class SecondOrderModel(PreTrainedModel):
             if weight is not None:
                 weight.requires_grad_(False)
 
-    def forward(self, input_ids_BT: Tensor, *, with_surprisal: bool = False) -> tuple[Entropies, Tensor | None]:
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        *,
+        with_surprisal: bool = False,
+        causal_loss: Callable[[Tensor, OutputHead, Tensor], Tensor] | None = None,
+    ) -> tuple[Entropies, Tensor | None]:
         """Return the estimates of both outputs, and the model's losses as a language model in nats [B, T].
 
         A model in the residual form always returns the losses. A model in the direct form returns None instead,
-        unless `with_surprisal` is True.
+        unless `with_surprisal` is True. With `with_surprisal`, the returned losses can be replaced: `causal_loss` gets
+        the states before each token [B, T, D], the head and the losses, and returns other losses [B, T].
         """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
@@ -288,13 +296,17 @@ class SecondOrderModel(PreTrainedModel):
             surprisal_BT = self.language_head.losses(before_BTD, input_ids_BT)
         if residual and predicted_BT is None:
             predicted_BT = predicted_entropies(before_BTD, self.language_head)
+        expecting_BTD = before_BTD
         if self.expecting_transformer is not None:
-            before_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
+            expecting_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
         seen_BT = self._scaled(self.seeing(after_BTD))
-        expected_BT = self._scaled(self.expecting(before_BTD))
+        expected_BT = self._scaled(self.expecting(expecting_BTD))
+        losses_BT = surprisal_BT
+        if surprisal_BT is not None and with_surprisal and causal_loss is not None:
+            losses_BT = causal_loss(before_BTD, self.language_head, surprisal_BT)
         if surprisal_BT is not None and predicted_BT is not None:
-            return Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT), surprisal_BT
-        return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), surprisal_BT
+            return Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT), losses_BT
+        return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), losses_BT
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
         """Return the estimates of `entropy` and `expected_entropy` for every token of right-padded windows.

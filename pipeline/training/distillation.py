@@ -1,21 +1,29 @@
 """Distillation from stored predictions: a student's cross-entropy against a teacher's likeliest or sampled ids.
 
-B rows, T tokens of a row, N tokens, V vocabulary of the student, K ids stored per token.
+B rows, T tokens of a row, N tokens, D width, V vocabulary of the student, K ids stored per token.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from pipeline.models.causal_lm import prepend_start
+from pipeline.data.annotated import AnnotatedDataset
+from pipeline.data.shards import numbers_per_token
+from pipeline.models.causal_lm import OutputHead, prepend_start
+from pipeline.models.cross_entropy import chunk_tokens
 from pipeline.training.batches import Batch
+from schemas.annotations import LOGPROB_ROUNDING_NATS, PREDICTED
 
 Rest = Literal["bucket", "spread"]
+MOST_UNITS = 2**16 - 1  # 64 nats: smaller probabilities are held as 0
+NEARLY_ALL = 0.999  # 1 - this has a relative error of 1e-4 in float32
 
 
 class SparseTargets(NamedTuple):
@@ -59,14 +67,106 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
     """
     log_q_NV = logits_NV.float().log_softmax(dim=1)
     ids_NK, p_NK, rest_N = _known(targets, logits_NV.shape[1])
-    losses_N = -(p_NK * log_q_NV.gather(1, ids_NK)).sum(dim=1)
+    log_q_NK = log_q_NV.gather(1, ids_NK)
+    losses_N = -(p_NK * log_q_NK).sum(dim=1)
     if ids_NK.shape[1] >= logits_NV.shape[1]:
         return losses_N
-    stored_NV = torch.zeros_like(log_q_NV, dtype=torch.bool).scatter_(1, ids_NK, True)
     if rest == "bucket":
-        return losses_N - rest_N * log_q_NV.masked_fill(stored_NV, -torch.inf).logsumexp(dim=1)
+        stored_N = (log_q_NK.exp() * (p_NK > 0)).sum(dim=1)
+        return losses_N - rest_N * _log_of_others(log_q_NV, ids_NK, stored_N)
+    stored_NV = _stored_ids(log_q_NV, ids_NK)
     others_N = (~stored_NV).sum(dim=1)
     return losses_N - rest_N / others_N * log_q_NV.masked_fill(stored_NV, 0).sum(dim=1)
+
+
+def _log_of_others(log_q_NV: Tensor, ids_NK: Tensor, stored_N: Tensor) -> Tensor:
+    """Return ln of the student's probability of all ids that are not stored, [N].
+
+    `stored_N` is the probability of the stored ids. Where it is near 1, the difference from 1 would not be exact, and
+    the other ids are summed. To sum them for all tokens takes twice as long as all the rest of the loss.
+    """
+    near_N = stored_N > NEARLY_ALL
+    log_N = (-stored_N.clamp(max=NEARLY_ALL)).log1p()
+    others_nV = log_q_NV[near_N].masked_fill(_stored_ids(log_q_NV[near_N], ids_NK[near_N]), -torch.inf)
+    return log_N.masked_scatter(near_N, others_nV.logsumexp(dim=1))
+
+
+def _stored_ids(log_q_NV: Tensor, ids_NK: Tensor) -> Tensor:
+    return torch.zeros_like(log_q_NV, dtype=torch.bool).scatter_(1, ids_NK, True)
+
+
+@dataclass(frozen=True)
+class StoredTargets:
+    """A teacher's predictions for all tokens of a dataset, in memory: 4 K + 2 bytes per token.
+
+    Log-probabilities are held as whole multiples of LOGPROB_ROUNDING_NATS below 0, as annotation rounds them.
+    """
+
+    ids_NK: np.ndarray
+    units_NK: np.ndarray
+    rest_N: np.ndarray
+    labelled_N: np.ndarray
+    """True for each token that has a prediction."""
+
+    @classmethod
+    def of(cls, dataset: AnnotatedDataset, stop: int | None = None) -> Self:
+        """Read the columns of `--top-k` of the rows before `stop`, or of all rows.
+
+        Raises:
+            ValueError: if the dataset does not have these columns.
+            ValueError, OSError: as `AnnotatedDataset.batches` does.
+        """
+        if not dataset.provenance.top_k:
+            raise ValueError(f"{dataset.source} has no predictions to distil; annotate with --method causal --top-k 50")
+        parts = [
+            _stored(*(numbers_per_token(name, batch.column(name)) for name in PREDICTED))
+            for batch in dataset.batches(PREDICTED, 0, stop)
+        ]
+        return cls(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+    def __call__(self, positions_N: Tensor) -> SparseTargets:
+        """Return the targets of the tokens with these indices in the dataset, on the device of the indices."""
+        index_N = positions_N.cpu().numpy()
+        ids_NK, units_NK, rest_N = (
+            torch.from_numpy(array[index_N].astype(np.int64)).to(positions_N.device)
+            for array in (self.ids_NK, self.units_NK, self.rest_N)
+        )
+        unlabelled_N = torch.from_numpy(~self.labelled_N[index_N]).to(positions_N.device)
+        top_NK, rest_N = (units.mul(-LOGPROB_ROUNDING_NATS) for units in (units_NK, rest_N))
+        top_NK = top_NK.masked_fill(units_NK == MOST_UNITS, -torch.inf)
+        top_NK = top_NK.masked_fill(unlabelled_N.unsqueeze(1), torch.nan)
+        return top_k_targets(ids_NK, top_NK, rest_N.masked_fill(unlabelled_N, torch.nan))
+
+
+def _stored(ids_NK: np.ndarray, top_NK: np.ndarray, rest_N: np.ndarray) -> tuple[np.ndarray, ...]:
+    def units(logprobs: np.ndarray) -> np.ndarray:
+        units: np.ndarray = np.round(-np.nan_to_num(logprobs) / LOGPROB_ROUNDING_NATS).clip(0, MOST_UNITS)
+        return units.astype(np.uint16)
+
+    labelled_N = ~np.isnan(ids_NK[:, 0])
+    ids_NK = np.nan_to_num(ids_NK)
+    kind = np.uint16 if ids_NK.max(initial=0) < 2**16 else np.int32
+    return ids_NK.astype(kind), units(top_NK), units(rest_N), labelled_N
+
+
+def distilled(hidden_BTD: Tensor, head: OutputHead, own_BT: Tensor, *, batch: Batch, teacher: StoredTargets) -> Tensor:
+    """Return a student's cross-entropy against the teacher's predictions in nats, float32 [B, T].
+
+    At padding and at tokens without a prediction, the result is `own_BT`, the student's own cross-entropy. The
+    student's predictions are computed in chunks, from its states `hidden_BTD` before each token.
+    """
+    assert batch.positions_BT is not None
+    predicted_BT = batch.real_BT & torch.from_numpy(teacher.labelled_N[batch.positions_BT.cpu().numpy()]).to(
+        own_BT.device
+    )
+    targets, size = teacher(batch.positions_BT[predicted_BT]), chunk_tokens(head.weight_VD)
+    parts = zip(*(each.split(size) for each in (hidden_BTD[predicted_BT], *targets)), strict=True)
+    losses = [checkpoint(_distilled_chunk, head, *part, use_reentrant=False) for part in parts]
+    return own_BT.masked_scatter(predicted_BT, torch.cat(losses)) if losses else own_BT
+
+
+def _distilled_chunk(head: OutputHead, hidden_ND: Tensor, ids_NK: Tensor, p_NK: Tensor, rest_N: Tensor) -> Tensor:
+    return distillation(head.differentiable_logits(hidden_ND), SparseTargets(ids_NK, p_NK, rest_N))
 
 
 @dataclass(frozen=True)

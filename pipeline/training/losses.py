@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, N labelled tokens.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from pipeline.models.causal_lm import next_token_losses, next_token_sums, prepen
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
+from pipeline.training.distillation import StoredTargets, distilled
 from pipeline.training.objectives import Objective, StepObjective
 from pipeline.training.penalties import Penalty
 
@@ -109,17 +111,21 @@ class ObjectiveLoss:
         return predicted_BT
 
 
-def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0) -> Tensor:
+def second_order_loss(
+    model: SecondOrderModel, batch: Batch, causal_weight: float = 0.0, teacher: StoredTargets | None = None
+) -> Tensor:
     """Return the sum of the two outputs' mean squared errors, plus `causal_weight` times the language-model loss.
 
     The seeing output, which has read the token, learns the labels. The expecting output, which reads only the tokens
     before, learns the expected entropies. If the batch has no expected entropies, both outputs learn the labels. The
     squared errors are in units of the labels' variance. Padding and tokens without a label are ignored. The
-    language-model loss is the model's own cross-entropy, in nats per real token.
+    language-model loss is the model's own cross-entropy, in nats per real token. With a teacher, it is the
+    cross-entropy against the teacher's predictions instead, except at tokens for which none is stored.
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())
-    estimates, surprisal_BT = model(batch.input_ids_BT, with_surprisal=causal_weight > 0)
+    causal_loss = None if teacher is None else partial(distilled, batch=batch, teacher=teacher)
+    estimates, causal_BT = model(batch.input_ids_BT, with_surprisal=causal_weight > 0, causal_loss=causal_loss)
     targets = (batch.labels_BT, batch.labels_BT if batch.expected_BT is None else batch.expected_BT)
     errors = [
         (estimate_BT - target_BT)[labelled_BT & ~target_BT.isnan()] / model.config.label_deviation
@@ -127,5 +133,5 @@ def second_order_loss(model: SecondOrderModel, batch: Batch, causal_weight: floa
     ]
     loss = torch.stack([error_N.square().sum() for error_N in errors]).sum() / labelled
     if causal_weight > 0:
-        loss = loss + causal_weight * surprisal_BT[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
+        loss = loss + causal_weight * causal_BT[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
     return loss

@@ -237,8 +237,9 @@ def test_settings_without_sense_are_refused(settings: dict[str, object], said: s
 
 
 def test_predictions_need_the_models_own_tokens_and_enough_of_them() -> None:
-    with pytest.raises(ValueError, match="ids of --top-k cannot be moved to the tokens of another tokenizer; leave"):
-        predictions_for(Config(method="causal", top_k=4), 101, True, None)
+    with pytest.raises(ValueError, match="ids of --sampled-ids cannot be moved to the tokens of another tokenizer"):
+        predictions_for(Config(method="causal", sampled_ids=4), 101, True, None)
+    assert predictions_for(Config(method="causal", top_k=4), 101, True, None)["predicted_vocabulary"] == 101
     with pytest.raises(ValueError, match="--top-k 102 is more than the 101 ids that the model predicts"):
         predictions_for(Config(method="causal", top_k=102), 101, False, None)
     assert predictions_for(Config(method="causal", top_k=101), 101, False, None)["top_k"] == 101

@@ -7,6 +7,7 @@ labels are made with a window and a start token that are not the defaults.
 import json
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -18,12 +19,15 @@ from transformers import PreTrainedModel
 
 from jobs.train_second_order import Config, Prepared, initial_model, read_documents
 from pipeline.data.annotated import find_annotations
+from pipeline.data.loader import labelled_rows
 from pipeline.data.tokenizer import train_byte_pairs
 from pipeline.models.loading import load_second_order
 from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.sizes import SecondOrderSizes
 from pipeline.training.batches import Batch
+from pipeline.training.distillation import StoredTargets, top_k_targets
 from pipeline.training.evaluation import held_out_batches, r_squared, second_order_metrics
+from schemas.annotations import PREDICTED
 from tests.builders import sample_texts, write_documents
 from tests.conftest import RunCommand
 from tests.families import FAMILIES, tiny_of_family
@@ -198,3 +202,38 @@ def test_a_second_order_model_keeps_its_form(
     ):
         assert run_command(*train, tmp_path / "out", "--init-from", first, *flags) != 0
         assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_the_model_learns_the_predictions_in_its_labels(
+    documents: Path, causal: Path, tmp_path: Path, run_command: RunCommand, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A share of the tokens has neither a label nor a prediction."""
+    label = (*ANNOTATE, "--estimator", causal, "--input", documents, *WINDOWS, "--share", 0.7)
+    assert run_command(*label, "--top-k", 5, "--output", tmp_path / "labels") == 0
+    dataset = find_annotations(str(tmp_path / "labels"))
+    stored, first = StoredTargets.of(dataset, 6), 0
+    assert 0 < stored.labelled_N.mean() < 1
+    for row in islice(labelled_rows(dataset, PREDICTED), 6):
+        targets = top_k_targets(*(torch.from_numpy(row[name]) for name in PREDICTED))
+        positions_N = torch.arange(first, first + len(targets.rest_N))
+        first += len(positions_N)
+        for mine, given in zip(stored(positions_N), targets, strict=True):
+            torch.testing.assert_close(mine, given, atol=1e-6, rtol=1e-5)
+    train = (*TRAIN, "--labels", tmp_path / "labels", "--init-from", causal, "--held-out", 2)
+    for flags, output in (((), "plain"), (("--distil",), "distilled")):
+        assert run_command(*train, *flags, "--output", tmp_path / output) == 0
+    plain, distilled = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("plain", "distilled"))
+    assert plain["r2_seeing"] == pytest.approx(distilled["r2_seeing"], abs=1e-3)
+    assert abs(plain["training_loss"] - distilled["training_loss"]) > 1e-3
+    assert "the labeller's predictions" in (tmp_path / "distilled" / "README.md").read_text(encoding="utf-8")
+
+
+def test_predictions_to_distil_must_be_there_and_weigh_something(
+    documents: Path, causal: Path, tmp_path: Path, run_command: RunCommand
+) -> None:
+    assert run_command(*ANNOTATE, "--estimator", causal, "--input", documents, "--output", tmp_path / "labels") == 0
+    with pytest.raises(ValueError, match="has no predictions to distil; annotate with --method causal --top-k 50"):
+        StoredTargets.of(find_annotations(str(tmp_path / "labels")))
+    for settings in ({"causal_weight": 0.0}, {"folds": 2}):
+        with pytest.raises(ValueError, match="--distil needs a --causal-weight above 0 and a single fold"):
+            Config(labels="labels", output=Path("out"), distil=True, **settings)

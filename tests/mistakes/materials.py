@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 
 from pipeline.data.tokenizer import tokenizer_sha256, train_byte_pairs
 from pipeline.models.checkpoint import SHIPPED, Checkpoint, copy_tokenizer
@@ -225,6 +227,10 @@ def _write_tokenizers(models: Path) -> None:
     small: Tokenizer = train_byte_pairs(sample_texts(2), 300)
     (models / "tokenizer-bare").mkdir()
     small.save(str(models / "tokenizer-bare" / "tokenizer.json"))
+    words = Tokenizer(WordLevel({"<unk>": 0, "the": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    (models / "tokenizer-of-words").mkdir()
+    words.save(str(models / "tokenizer-of-words" / "tokenizer.json"))
     shutil.copytree(models / "causal-of-text", models / "causal-of-others")
     shutil.copy(models / "tokenizer-bare" / "tokenizer.json", models / "causal-of-others" / "tokenizer.json")
 

@@ -110,3 +110,19 @@ def test_ids_that_the_pupil_does_not_know_belong_to_the_rest() -> None:
         pupil_1V = logits(1)[index : index + 1]
         torch.testing.assert_close(distillation(logits(1), targets)[index], distillation(pupil_1V, own)[0])
     assert not known_NK.all()
+
+
+@pytest.mark.parametrize("certainty", [0, 5, 8, 12, 20])
+def test_the_rest_is_exact_for_a_certain_student(certainty: float) -> None:
+    """The student gives nearly all probability to one stored id, and float64 tells what is left for the others."""
+    targets = SparseTargets(torch.arange(3).expand(N, -1), torch.full((N, 3), 0.3), torch.full((N,), 0.1))
+    pupil_NV = logits(1)
+    pupil_NV[:, 1] += certainty
+    q_NV = pupil_NV.double().softmax(dim=1)
+    slow_N = -(0.3 * q_NV[:, :3].log()).sum(dim=1) - 0.1 * q_NV[:, 3:].sum(dim=1).log()
+    torch.testing.assert_close(distillation(pupil_NV, targets).double(), slow_N, rtol=1e-4, atol=1e-5)
+    wide_NV = pupil_NV.double().requires_grad_()
+    wide_q_NV = wide_NV.softmax(dim=1)
+    (-(0.3 * wide_q_NV[:, :3].log()).sum() - 0.1 * wide_q_NV[:, 3:].sum(dim=1).log().sum()).backward()
+    assert wide_NV.grad is not None
+    torch.testing.assert_close(gradient(targets, pupil_NV).double(), wide_NV.grad, rtol=1e-3, atol=1e-5)

@@ -1,13 +1,17 @@
 """Losses compared token by token. If labels were shifted by one position, every number here would change."""
 
+import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
+from pipeline.models.sizes import Form
 from pipeline.models.stacks import llama_config, new_language_model
 from pipeline.training.batches import Batch
+from pipeline.training.distillation import StoredTargets
 from pipeline.training.losses import ObjectiveLoss, second_order_loss
 from pipeline.training.objectives import flood
 from tests.tiny_models import frozen, random_tokens, tiny_second_order
@@ -55,3 +59,32 @@ def test_a_second_order_model_is_held_to_each_token_with_its_own_labels(batch: B
                     squares.append(((estimates_BT[row, position].item() - label) / 2.0) ** 2)
         errors.append(sum(squares) / len(squares))
     assert second_order_loss(model, batch).item() == pytest.approx(sum(errors), rel=1e-4)
+
+
+@pytest.mark.parametrize("form", ["direct", "residual"])
+def test_a_second_order_model_learns_the_predictions_of_its_teacher(batch: Batch, form: Form) -> None:
+    """The rows are the tokens 3 to 11 and 20 to 28 of the corpus. Token 7 has no prediction."""
+    model, weight = tiny_second_order(form=form), 0.7
+    batch = replace(batch, positions_BT=torch.stack([torch.arange(3, 12), torch.arange(20, 29)]))
+    random = np.random.default_rng(0)
+    ids_NK = random.permuted(np.tile(np.arange(97), (29, 1)), axis=1)[:, :3].astype(np.uint16)
+    units_NK = np.tile(np.array([1000, 1500, 2000], np.uint16), (29, 1))
+    rest_N = np.round(-1024 * np.log(1 - np.exp(units_NK / -1024).sum(axis=1))).astype(np.uint16)
+    teacher = StoredTargets(ids_NK, units_NK, rest_N, np.arange(29) != 7)
+    losses = []
+    head, surprisal_BT = model.language_head, model(batch.input_ids_BT, with_surprisal=True)[1]
+    before_BTD = model._hidden(model.transformer, batch.input_ids_BT)[:, :-1]
+    for row, first, length in ((0, 3, 9), (1, 20, 6)):
+        for place in range(length):
+            q_V = head.logits(before_BTD[row, place : place + 1])[0].softmax(dim=0)
+            top = {
+                int(each): math.exp(-unit / 1024)
+                for each, unit in zip(ids_NK[first + place], (1000, 1500, 2000), strict=True)
+            }
+            others = 1 - sum(q_V[each].item() for each in top)
+            taught = -sum(p * q_V[each].log().item() for each, p in top.items()) - (1 - sum(top.values())) * math.log(
+                others
+            )
+            losses.append(surprisal_BT[row, place].item() if (row, place) == (0, 4) else taught)
+    expected = second_order_loss(model, batch).item() + weight * sum(losses) / len(losses)
+    assert second_order_loss(model, batch, weight, teacher).item() == pytest.approx(expected, rel=1e-3)
