@@ -259,6 +259,7 @@ def cost_of(
         config.estimate,
         models=config.folds,
         predicts=config.predicts,
+        distils=config.distil,
     )
 
 

@@ -44,7 +44,8 @@ def first_tokens(source: Tokenizer, target: Tokenizer) -> np.ndarray:
         if index not in special and own != SPACE and (text := _decoded(own)):
             texts[index] = text
     first_V = np.full(max(texts, default=-1) + 1, UNKNOWN, np.int32)
-    first_V[[*texts]] = [tokens.ids_T[0] for tokens in encode_with_ends(target, [*texts.values()])]
+    encoded = encode_with_ends(target, [*texts.values()])
+    first_V[[*texts]] = [tokens.ids_T[0] if len(tokens.ids_T) else UNKNOWN for tokens in encoded]
     return first_V
 
 

@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
 from pipeline.models.cross_entropy import HALF, LogitSums, chunk_tokens, head_logits, token_cross_entropy, token_sums
 from pipeline.models.predictions import labels_in_chunks
-from schemas.annotations import EXPECTED_ENTROPY, Shape
+from schemas.annotations import Shape
 
 # Settings that change logits after the product with the head.
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier")  # Cohere, Falcon-H1
@@ -159,16 +159,6 @@ def output_head(model: PreTrainedModel) -> OutputHead:
     """
     module = model.get_output_embeddings()
     return OutputHead.configured(model.config, module.weight, getattr(module, "bias", None))
-
-
-@torch.no_grad()
-def predicted_entropies(hidden_BTD: Tensor, head: OutputHead) -> Tensor:
-    """Return the entropy in nats, float32 [B, T], of the distribution that each state predicts.
-
-    The entropies are computed in chunks, without a gradient.
-    """
-    no_targets_BT = torch.zeros_like(hidden_BTD[..., 0], dtype=torch.long)
-    return predictive_labels(hidden_BTD, head, no_targets_BT, {EXPECTED_ENTROPY: ()})[EXPECTED_ENTROPY]
 
 
 @torch.no_grad()

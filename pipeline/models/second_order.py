@@ -32,7 +32,6 @@ from pipeline.models.causal_lm import (
     longest_window,
     next_token_losses,
     output_head,
-    predicted_entropies,
     predictive_labels,
     prepend_start,
     start_token,
@@ -292,10 +291,11 @@ class SecondOrderModel(PreTrainedModel):
             columns: dict[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
             predicted = predictive_labels(before_BTD, self.language_head, input_ids_BT, columns)
             surprisal_BT, predicted_BT = (predicted[name] for name in columns)
-        elif residual or with_surprisal:
+        elif residual:
+            sums = self.language_head.sums(before_BTD, input_ids_BT)
+            surprisal_BT, predicted_BT = sums.losses, sums.entropies.detach()
+        elif with_surprisal:
             surprisal_BT = self.language_head.losses(before_BTD, input_ids_BT)
-        if residual and predicted_BT is None:
-            predicted_BT = predicted_entropies(before_BTD, self.language_head)
         expecting_BTD = before_BTD
         if self.expecting_transformer is not None:
             expecting_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]

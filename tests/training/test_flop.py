@@ -18,6 +18,7 @@ from pipeline.models.second_order import SecondOrderModel
 from pipeline.models.stacks import llama_config, new_language_model, stack_config
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveSettings
+from pipeline.training.distillation import StoredTargets
 from pipeline.training.flop import ACROSS_POSITIONS, training_flop
 from pipeline.training.losses import ObjectiveLoss, estimator_loss, second_order_loss
 from pipeline.training.objectives import objective_function
@@ -82,7 +83,8 @@ def counted(model: PreTrainedModel, loss: Callable[..., torch.Tensor], extra: in
     `extra` is the number of tokens in each row beyond CONTEXT.
     """
     ids_BT = torch.randint(VOCABULARY_SIZE, (ROWS, CONTEXT + extra))
-    batch = Batch(ids_BT, torch.full((ROWS,), CONTEXT + extra), torch.rand(ids_BT.shape))
+    positions_BT = torch.arange(ids_BT.numel()).view(ids_BT.shape)
+    batch = Batch(ids_BT, torch.full((ROWS,), CONTEXT + extra), torch.rand(ids_BT.shape), positions_BT=positions_BT)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False, custom_mapping=IN_PLACE) as counter:
         loss(model.train(), batch).backward()
     flop = {str(operator): count for operator, count in counter.get_flop_counts()["Global"].items()}
@@ -93,6 +95,13 @@ def counted(model: PreTrainedModel, loss: Callable[..., torch.Tensor], extra: in
 
 IN_PLACE = {torch.ops.aten.addmm_: in_place_product}
 LANGUAGE_MODEL = ObjectiveLoss(CROSS_ENTROPY)
+TOKENS = ROWS * CONTEXT
+TEACHER = StoredTargets(
+    np.tile(np.arange(3, dtype=np.uint16), (TOKENS, 1)),
+    np.full((TOKENS, 3), 2000, np.uint16),
+    np.full(TOKENS, 600, np.uint16),
+    np.full(TOKENS, True),
+)
 PENALISED = ObjectiveLoss(CROSS_ENTROPY, penalty=penalty_function(ObjectiveSettings(z_loss=0.1)))
 MODELS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., torch.Tensor]]] = {
     "token": (estimator, estimator_loss),
@@ -110,6 +119,14 @@ MODELS: dict[str, tuple[Callable[[], PreTrainedModel], Callable[..., torch.Tenso
     "direct": (partial(second_order, "direct"), partial(second_order_loss, causal_weight=0.0)),
     "direct and causal": (partial(second_order, "direct"), partial(second_order_loss, causal_weight=1.0)),
     "residual, two transformers": (partial(second_order, "residual", 2), partial(second_order_loss, causal_weight=1.0)),
+    "direct, distilled": (
+        partial(second_order, "direct"),
+        partial(second_order_loss, causal_weight=1.0, teacher=TEACHER),
+    ),
+    "residual, distilled": (
+        partial(second_order, "residual"),
+        partial(second_order_loss, causal_weight=1.0, teacher=TEACHER),
+    ),
     "residual, frozen": (partial(around_language_model, "frozen"), second_order_loss),
     "residual, LoRA": (partial(around_language_model, "lora"), second_order_loss),
     "Llama": (lambda: new_language_model(llama_config(**STACK), 0), LANGUAGE_MODEL),
@@ -125,7 +142,7 @@ def test_flop_are_those_that_torch_counts(name: str) -> None:
     torch.manual_seed(0)
     model = new()
     mixing, others = counted(model, loss, extra=int(loss in (LANGUAGE_MODEL, PENALISED)))
-    flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct")
+    flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct", distils="distilled" in name)
     assert flop[ACROSS_POSITIONS] == pytest.approx(mixing, rel=0.03)
     total = sum(count for part, count in flop.items() if part != ACROSS_POSITIONS)
     # With LoRA, no gradient goes to the inputs of the first layer's projections: a fiftieth of these layers' total.
