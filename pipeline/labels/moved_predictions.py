@@ -1,12 +1,12 @@
 """Transfer of predictions to the tokens of another tokenizer: probabilities of ids are summed by the ids' first tokens.
 
 A source token's text is encoded with the target's tokenizer, and the source token's probability is given to the first
-token of this encoding. A target token has a prediction only if it begins where a source token begins. Inside of a
-source token, the model has made no prediction.
+token of this encoding. A target token has a prediction only if it begins where a source token begins, because inside of
+a source token the model has made no prediction.
 
-Two approximations remain. The source stores only its K most probable ids, so that probability of other ids is missing
-in the sums; it is part of the rest. And the target may join the end of a source token with the text that follows. This
-is usual for a single space, whose probability is therefore part of the rest, too.
+The result is approximate for two reasons. The source stores only its K most probable ids. The probability of all other
+ids is missing from the sums, and counts as the rest. And the target may join the end of a source token with the text
+that follows. It nearly always does so with a single space, whose probability therefore counts as the rest, too.
 
 S tokens of the source, T tokens of the target, A tokens of the target with a prediction, K ids stored per token, V ids
 of the source.
