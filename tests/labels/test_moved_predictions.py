@@ -9,12 +9,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 
-from pipeline.data.tokenizer import encode
+from pipeline.data.tokenizer import encode, load_tokenizer
 from pipeline.labels.moved_predictions import UNKNOWN, first_tokens, is_byte_level, move_predictions
 from pipeline.labels.retokenize import encode_with_ends
 from schemas.annotations import LEAST_REST, NO_PROBABILITY, REST_LOGPROB, TOP_IDS, TOP_LOGPROBS
 from tests.labels.test_retokenize import BUILDERS, TEXTS, tokenizer_of
+from tests.smollm2 import INSTALLED, smollm2_folder
 
 
 def predictions(count: int, ids: int, kept: int, seed: int) -> dict[str, np.ndarray]:
@@ -104,6 +108,14 @@ def test_first_tokens_are_those_of_the_encoded_text(target: str) -> None:
 
 def test_byte_level_tokenizers_without_a_space_before_the_text_are_told_apart() -> None:
     assert {name for name in BUILDERS if is_byte_level(tokenizer_of(name))} == {"shipped", "byte-level"}
+    characters = Tokenizer(WordLevel({"a": 0, "b": 1, " ": 2, "é": 3}, unk_token="a"))
+    characters.pre_tokenizer = Split("", "isolated")
+    assert characters.encode("a b é").tokens == [*"a b é"] and not is_byte_level(characters)
+
+
+@pytest.mark.skipif(not INSTALLED, reason="`make pretrained` was not run")
+def test_smollm2_lacks_tokens_for_rare_bytes_and_is_byte_level() -> None:
+    assert is_byte_level(load_tokenizer(smollm2_folder()))
 
 
 def test_documents_without_tokens_have_no_predictions() -> None:
