@@ -156,10 +156,13 @@ class StepSpeed:
 
 def probe_batch(batch: Batch, rows: int, tokens: int) -> Batch:
     """Return a batch of `rows` equal rows, each with the first `tokens` tokens of the first row of `batch`."""
-    ids_1T = batch.input_ids_BT[:1, :tokens]
-    ids_BT = ids_1T.expand(rows, -1).contiguous()
+    ids_BT, positions_BT = (
+        None if each_BT is None else each_BT[:1, :tokens].expand(rows, -1).contiguous()
+        for each_BT in (batch.input_ids_BT, batch.positions_BT)
+    )
+    assert ids_BT is not None
     labels_BT = None if batch.labels_BT is None else torch.zeros(ids_BT.shape)
-    return Batch(ids_BT, torch.full((rows,), ids_BT.shape[1]), labels_BT)
+    return Batch(ids_BT, torch.full((rows,), ids_BT.shape[1]), labels_BT, positions_BT=positions_BT)
 
 
 def kept_bytes(model: PreTrainedModel, loss: Loss, batch: Batch, config: TrainingConfig) -> int:

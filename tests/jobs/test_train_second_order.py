@@ -220,6 +220,8 @@ def test_the_model_learns_the_predictions_in_its_labels(
         for mine, given in zip(stored(positions_N), targets, strict=True):
             torch.testing.assert_close(mine, given, atol=1e-6, rtol=1e-5)
     train = (*TRAIN, "--labels", tmp_path / "labels", "--init-from", causal, "--held-out", 2)
+    assert run_command(*train, "--distil", "--output", tmp_path / "nothing", "--dry-run") == 0
+    assert not (tmp_path / "nothing").exists()
     for flags, output in (((), "plain"), (("--distil",), "distilled")):
         assert run_command(*train, *flags, "--output", tmp_path / output) == 0
     plain, distilled = (json.loads((tmp_path / name / "metrics.jsonl").read_text()) for name in ("plain", "distilled"))
