@@ -155,6 +155,8 @@ class Prepared:
             "init_from_sha256": checkpoint_sha256(*filter(None, self.starts)),
         }
         del settings["output"], settings["estimate"]
+        if not self.config.distil:  # saved states of older versions lack this setting
+            del settings["distil"]
         return settings
 
 

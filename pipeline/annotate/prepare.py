@@ -130,10 +130,6 @@ def provenance_for(
     same = len({member.tokenizer_sha256 for member in members}) == 1
     moved = any(member.tokenizer_sha256 for member in members)
     rows = rows_to_label(source, config.limit)
-    predicted = tokens.vocabulary if moved else max(first.vocabulary for first in firsts)
-    predictions = predictions_for(config, predicted, moved, existing)
-    if predictions["top_k"] and moved:
-        require_movable_predictions(firsts, tokens)
     return Provenance(
         method=config.method,
         checkpoint_sha256=checkpoint_sha256(*(fold for checkpoint in checkpoints for fold in checkpoint.folds)),
@@ -160,7 +156,7 @@ def provenance_for(
         label_columns=label_columns_for(config, moved, existing),
         members=members if len(members) > 1 else (),
         calibration=None if config.calibration is None else read_calibration(config.calibration),
-        **predictions,
+        **checked_predictions(config, firsts, tokens, moved, existing),
         names_of_text=is_of_text(source) and (existing is None or existing.provenance.names_of_text),
         source=names["source"],
         source_files=names["source_files"],
@@ -247,6 +243,21 @@ class Predictions(TypedDict):
     top_k: int
     sampled_ids: int
     predicted_vocabulary: int
+
+
+def checked_predictions(
+    config: Config, checkpoints: Sequence[Checkpoint], tokens: TokenSource, moved: bool, existing: Plan | None
+) -> Predictions:
+    """Return the result of `predictions_for`, after checking that most probable ids can be moved if they must be.
+
+    Raises:
+        ValueError: as `predictions_for` and `require_movable_predictions` do.
+    """
+    vocabulary = tokens.vocabulary if moved else max(checkpoint.vocabulary for checkpoint in checkpoints)
+    predictions = predictions_for(config, vocabulary, moved, existing)
+    if predictions["top_k"] and moved:
+        require_movable_predictions(checkpoints, tokens)
+    return predictions
 
 
 def predictions_for(config: Config, vocabulary: int, moved: bool, existing: Plan | None) -> Predictions:
