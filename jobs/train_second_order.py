@@ -261,7 +261,6 @@ def cost_of(
         config.estimate,
         models=config.folds,
         predicts=config.predicts,
-        distils=config.distil,
     )
 
 

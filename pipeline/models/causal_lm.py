@@ -19,7 +19,15 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pipeline.models.checkpoint_files import POSITIONS, declared_context
-from pipeline.models.cross_entropy import HALF, LogitSums, chunk_tokens, head_logits, token_cross_entropy, token_sums
+from pipeline.models.cross_entropy import (
+    HALF,
+    chunk_tokens,
+    head_logits,
+    token_cross_entropy,
+    token_sums,
+    token_sums_and_given,
+)
+from pipeline.models.logit_sums import GivenIds, LogitSums
 from pipeline.models.predictions import labels_in_chunks
 from schemas.annotations import Shape
 
@@ -93,6 +101,17 @@ class OutputHead(NamedTuple):
         hidden_ND, targets_N = hidden_BTD.flatten(0, -2) * self.scale, targets_BT.flatten()
         sums = token_sums(hidden_ND, self.weight_VD, targets_N, bias_V=self.bias_V, softcap=self.softcap)
         return LogitSums(*(sum_N.view(targets_BT.shape) for sum_N in sums))
+
+    def sums_and_given(self, hidden_BTD: Tensor, targets_BT: Tensor, ids_BTK: Tensor) -> tuple[LogitSums, GivenIds]:
+        """Return `sums`, and the predictions of given ids before each token, from the same product with the head.
+
+        The predictions are for the B T tokens in a row: [B T, K] and [B T]. The ids are as in `given_ids`.
+        """
+        hidden_ND, targets_N = hidden_BTD.flatten(0, -2) * self.scale, targets_BT.flatten()
+        sums, given = token_sums_and_given(
+            hidden_ND, self.weight_VD, targets_N, ids_BTK.flatten(0, -2), bias_V=self.bias_V, softcap=self.softcap
+        )
+        return LogitSums(*(sum_N.view(targets_BT.shape) for sum_N in sums)), given
 
     def losses_with_added(self, hidden_ND: Tensor, added_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Return -ln p(target) in nats, float32 [N], where `added @ weight.T` is added to the logits of each state.

@@ -1,23 +1,26 @@
 """Per-token cross-entropy without a `[tokens, vocabulary]` matrix: logits are computed within the loss, in chunks.
 
-Training and labelling use this loss. `token_sums` also returns further sums over the vocabulary. A chunk has as many
-tokens as a budget for logits allows. The backward pass recomputes each chunk's logits and adds to the gradients in
-place. Apart from the gradients, the memory of the backward pass therefore does not grow with tokens or vocabulary.
+Training and labelling use this loss. `token_sums` also returns further sums over the vocabulary, and the
+log-probabilities of given ids. A chunk has as many tokens as a budget for logits allows. The backward pass recomputes
+each chunk's logits and adds to the gradients in place. Apart from the gradients, the memory of the backward pass
+therefore does not grow with tokens or vocabulary.
 
 On a GPU, training in half precision can use the kernel of cut-cross-entropy (Wijmans et al., arXiv 2411.09009). The
 kernel must be requested, because its licence is Apple's own and not approved by the Open Source Initiative.
 
-N tokens (n of them in a chunk), D width, V vocabulary, S sums of `LogitSums`.
+N tokens (n of them in a chunk), D width, V vocabulary, K given ids per token, S sums of `LogitSums`, R = S + 1 + K.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import cross_entropy
+
+from pipeline.models.logit_sums import SUMS, GivenIds, LogitSums, given_ids, gradient_of_sums, sums_of
 
 # On a CPU, a chunk stays in the cache: its logits take 16 MB in float32, for 512 tokens at a vocabulary of 8,192 or 32
 # tokens at 131,072. On one core, 4,096 tokens at 8,192 took 0.46 s forward, and 1.8 s forward and backward. With all
@@ -58,8 +61,7 @@ def token_cross_entropy(
     product is summed in float32, but on a CPU the sums are rounded to the precision of the factors. Everything
     after the product is in float32.
     """
-    kind = hidden_ND.device.type
-    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
+    precision = _precision(hidden_ND)
     if bias_V is None and _kernel_serves(hidden_ND, head_VD, precision):
         # The kernel's filter is off, because it drops the gradients of probabilities below 2e-4. When training with a
         # large vocabulary begins, all probabilities are below 2e-4.
@@ -75,22 +77,9 @@ def token_cross_entropy(
         )
         return kernel_N.float()
     losses_N: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, bias_V, target_N, softcap, precision, False
+        hidden_ND, head_VD, bias_V, target_N, None, softcap, precision, False
     )
     return losses_N
-
-
-class LogitSums(NamedTuple):
-    """Sums over the vocabulary for each token, all of the same shape. p is the softmax of the logits."""
-
-    losses: Tensor
-    """Cross-entropy -ln p(target) in nats, where p is the softmax of the logits."""
-    logsumexp: Tensor
-    """ln of the sum of the logits' exponentials."""
-    mean_logit: Tensor
-    """Mean of the logits over all ids of the vocabulary, with equal weights."""
-    entropies: Tensor
-    """Entropy in nats of p, the softmax of the logits."""
 
 
 def token_sums(
@@ -106,20 +95,34 @@ def token_sums(
     The losses are bit-identical to those that `token_cross_entropy` computes in chunks. The kernel of cut-cross-entropy
     is never used, because it returns only losses.
     """
-    kind = hidden_ND.device.type
-    precision = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
     sums_SN: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, bias_V, target_N, softcap, precision, True
+        hidden_ND, head_VD, bias_V, target_N, None, softcap, _precision(hidden_ND), True
     )
     return LogitSums(*sums_SN.unbind())
 
 
-def logit_sums(logits_NV: Tensor, target_N: Tensor) -> LogitSums:
-    """Return all fields of `LogitSums`, [N] each, for a matrix of logits, which is not divided into chunks."""
-    logsumexp_N = logits_NV.logsumexp(dim=1)
-    entropy_N = logsumexp_N - torch.linalg.vecdot(logits_NV.softmax(dim=1), logits_NV)
-    losses_N = cross_entropy(logits_NV, target_N, reduction="none")
-    return LogitSums(losses_N, logsumexp_N, logits_NV.mean(dim=1), entropy_N)
+def token_sums_and_given(
+    hidden_ND: Tensor,
+    head_VD: Tensor,
+    target_N: Tensor,
+    ids_NK: Tensor,
+    *,
+    bias_V: Tensor | None = None,
+    softcap: float | None = None,
+) -> tuple[LogitSums, GivenIds]:
+    """Return what `token_sums` does, and the predictions of given ids, from the same product with the head.
+
+    The ids are as in `given_ids`, and different in a row.
+    """
+    results_RN: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, head_VD, bias_V, target_N, ids_NK, softcap, _precision(hidden_ND), True
+    )
+    return LogitSums(*results_RN[:SUMS].unbind()), GivenIds.from_rows(results_RN[SUMS:])
+
+
+def _precision(hidden_ND: Tensor) -> torch.dtype:
+    kind = hidden_ND.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden_ND.dtype
 
 
 def _kernel_serves(hidden_ND: Tensor, head_VD: Tensor, precision: torch.dtype) -> bool:
@@ -142,28 +145,38 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         head_VD: Tensor,
         bias_V: Tensor | None,
         target_N: Tensor,
+        ids_NK: Tensor | None,
         softcap: float | None,
         precision: torch.dtype,
         with_sums: bool,
     ) -> Tensor:
-        """Return the losses [N] or, if `with_sums` is True, all of `LogitSums` [S, N]."""
-        ctx.save_for_backward(hidden_ND, head_VD, bias_V, target_N)
+        """Return the losses [N] or, if `with_sums` is True, all of `LogitSums` [S, N].
+
+        With ids, `with_sums` is True, and the rows of `GivenIds` follow: [S + 1 + K, N].
+        """
+        inputs = (hidden_ND, head_VD, bias_V, target_N)
         ctx.softcap, ctx.precision, ctx.with_sums = softcap, precision, with_sums
         hidden_ND, head_VD = hidden_ND.to(precision), head_VD.to(precision)
-        shape = (len(LogitSums._fields), len(hidden_ND)) if with_sums else (len(hidden_ND),)
+        results = SUMS + (0 if ids_NK is None else 1 + ids_NK.shape[1])
+        shape = (results, len(hidden_ND)) if with_sums else (len(hidden_ND),)
         results_N = hidden_ND.new_empty(shape, dtype=torch.promote_types(precision, torch.float32))
         for chunk in _chunks(hidden_ND, head_VD):
             logits_nV = head_logits(hidden_ND[chunk], head_VD, bias_V, softcap)
-            if with_sums:
-                results_N[:, chunk] = torch.stack(logit_sums(logits_nV, target_N[chunk]))
-            else:
+            if not with_sums:
                 results_N[chunk] = cross_entropy(logits_nV, target_N[chunk], reduction="none")
+                continue
+            log_p_nV = logits_nV.log_softmax(dim=1)
+            results_N[:SUMS, chunk] = torch.stack(sums_of(logits_nV, log_p_nV, target_N[chunk]))
+            if ids_NK is not None:
+                results_N[SUMS:, chunk] = given_ids(log_p_nV, ids_NK[chunk]).rows()
+        given = () if ids_NK is None else (ids_NK, results_N[SUMS].clone())
+        ctx.save_for_backward(*inputs, *given)
         return results_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, head_VD, bias_V, target_N = ctx.saved_tensors
+        hidden_ND, head_VD, bias_V, target_N, *given = ctx.saved_tensors
         hidden_ND, head_VD = hidden_ND.to(ctx.precision), head_VD.to(ctx.precision)
         total = upstream_N.dtype
         needed = ctx.needs_input_grad[:3]
@@ -173,12 +186,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for source, need in zip(sources, needed, strict=True)
         )
         for chunk in _chunks(hidden_ND, head_VD):
-            gradient_nV = (_gradient_of_sums if ctx.with_sums else _logit_gradient)(
-                head_logits(hidden_ND[chunk], head_VD, bias_V, ctx.softcap),
-                target_N[chunk],
-                upstream_N[..., chunk],
-                ctx.softcap,
-            )
+            logits_nV = head_logits(hidden_ND[chunk], head_VD, bias_V, ctx.softcap)
+            target_n, upstream_n = target_N[chunk], upstream_N[..., chunk]
+            if ctx.with_sums:
+                given_n = tuple(each[chunk] for each in given)
+                gradient_nV = gradient_of_sums(logits_nV, target_n, upstream_n, given_n, ctx.softcap)
+            else:
+                gradient_nV = _logit_gradient(logits_nV, target_n, upstream_n, ctx.softcap)
             if bias_grad_V is not None:
                 bias_grad_V += gradient_nV.sum(dim=0)
             gradient_nV = gradient_nV.to(ctx.precision)
@@ -186,7 +200,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 hidden_grad_ND[chunk] = gradient_nV @ head_VD
             if head_grad_VD is not None:
                 _add_product(head_grad_VD, gradient_nV.T, hidden_ND[chunk])
-        return hidden_grad_ND, head_grad_VD, bias_grad_V, None, None, None, None
+        return hidden_grad_ND, head_grad_VD, bias_grad_V, None, None, None, None, None
 
 
 def chunk_tokens(head_VD: Tensor) -> int:
@@ -238,24 +252,6 @@ def _logit_gradient(logits_nV: Tensor, target_n: Tensor, upstream_n: Tensor, sof
     if softcap is not None:
         gradient_nV *= 1 - (logits_nV / softcap).square_()
     return gradient_nV
-
-
-def _gradient_of_sums(logits_nV: Tensor, target_n: Tensor, upstream_Sn: Tensor, softcap: float | None) -> Tensor:
-    """Return the gradient of all sums in `LogitSums` with respect to the logits before the cap.
-
-    p is the softmax of the logits. Without a cap, the gradient has a term for each sum: p - one-hot target for the
-    losses, p for the logsumexp, 1 / V for the mean logit, and -p x (logits - their mean under p) for the entropies.
-    Each term is multiplied by the upstream gradient of its sum. To save memory, this function overwrites the logits. It
-    needs as many matrices as `_logit_gradient`, which computes only the gradient of the losses.
-    """
-    of_losses_n1, of_logsumexp_n1, of_mean_n1, of_entropies_n1 = upstream_Sn.unsqueeze(2)
-    slope_nV = None if softcap is None else 1 - (logits_nV / softcap).square_()
-    gradient_nV = logits_nV.softmax(dim=1)
-    expected_n1 = torch.linalg.vecdot(gradient_nV, logits_nV).unsqueeze(1)
-    gradient_nV *= logits_nV.sub_(expected_n1).mul_(-of_entropies_n1).add_(of_losses_n1 + of_logsumexp_n1)
-    gradient_nV += of_mean_n1 / logits_nV.shape[1]
-    gradient_nV[torch.arange(len(target_n), device=target_n.device), target_n] -= of_losses_n1.squeeze(1)
-    return gradient_nV if slope_nV is None else gradient_nV.mul_(slope_nV)
 
 
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:

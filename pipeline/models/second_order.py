@@ -15,7 +15,6 @@ bias, scale and soft cap.
 B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -37,6 +36,7 @@ from pipeline.models.causal_lm import (
     start_token,
 )
 from pipeline.models.estimator import EntropyEstimator
+from pipeline.models.logit_sums import GivenIds
 from pipeline.models.sizes import Form, Tuning
 from pipeline.models.stacks import causal_hidden, input_embeddings
 from schemas.annotations import ENTROPY, EXPECTED_ENTROPY, Shape
@@ -49,6 +49,16 @@ class Entropies(NamedTuple):
 
     entropy_BT: Tensor
     expected_entropy_BT: Tensor
+
+
+class SecondOrderOutput(NamedTuple):
+    """Results of a forward pass."""
+
+    entropies: Entropies
+    losses_BT: Tensor | None
+    """The model's losses as a language model in nats; None for the direct form, unless they were asked for."""
+    given: GivenIds | None = None
+    """The model's predictions of given ids, before each of the B T tokens in a row; None unless ids were given."""
 
 
 class SecondOrderConfig(PreTrainedConfig):
@@ -275,19 +285,21 @@ class SecondOrderModel(PreTrainedModel):
         input_ids_BT: Tensor,
         *,
         with_surprisal: bool = False,
-        causal_loss: Callable[[Tensor, OutputHead, Tensor], Tensor] | None = None,
-    ) -> tuple[Entropies, Tensor | None]:
-        """Return the estimates of both outputs, and the model's losses as a language model in nats [B, T].
+        given_ids_BTK: Tensor | None = None,
+    ) -> SecondOrderOutput:
+        """Return the estimates of both outputs, and what the model predicts as a language model.
 
-        A model in the residual form always returns the losses. A model in the direct form returns None instead,
-        unless `with_surprisal` is True. With `with_surprisal`, the returned losses can be replaced: `causal_loss` gets
-        the states before each token [B, T, D], the head and the losses, and returns other losses [B, T].
+        A model in the residual form always returns its losses. A model in the direct form returns them only if
+        `with_surprisal` is True. With ids, as in `given_ids`, both return the predictions of these ids and the losses.
         """
         hidden_BSD = self._hidden(self.transformer, input_ids_BT)
         before_BTD, after_BTD = hidden_BSD[:, :-1], hidden_BSD[:, 1:]
         residual = self.config.form == "residual"
-        surprisal_BT = predicted_BT = None
-        if residual and not torch.is_grad_enabled():
+        surprisal_BT = predicted_BT = given = None
+        if given_ids_BTK is not None:
+            sums, given = self.language_head.sums_and_given(before_BTD, input_ids_BT, given_ids_BTK)
+            surprisal_BT, predicted_BT = sums.losses, sums.entropies.detach()
+        elif residual and not torch.is_grad_enabled():
             columns: dict[str, Shape] = {ENTROPY: (), EXPECTED_ENTROPY: ()}
             predicted = predictive_labels(before_BTD, self.language_head, input_ids_BT, columns)
             surprisal_BT, predicted_BT = (predicted[name] for name in columns)
@@ -301,19 +313,19 @@ class SecondOrderModel(PreTrainedModel):
             expecting_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
         seen_BT = self._scaled(self.seeing(after_BTD))
         expected_BT = self._scaled(self.expecting(expecting_BTD))
-        losses_BT = surprisal_BT
-        if surprisal_BT is not None and with_surprisal and causal_loss is not None:
-            losses_BT = causal_loss(before_BTD, self.language_head, surprisal_BT)
-        if surprisal_BT is not None and predicted_BT is not None:
-            return Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT), losses_BT
-        return Entropies(self.config.label_mean + seen_BT, self.config.label_mean + expected_BT), losses_BT
+        mean = self.config.label_mean
+        entropies = Entropies(mean + seen_BT, mean + expected_BT)
+        if residual:
+            assert surprisal_BT is not None and predicted_BT is not None
+            entropies = Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT)
+        return SecondOrderOutput(entropies, surprisal_BT, given)
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
         """Return the estimates of `entropy` and `expected_entropy` for every token of right-padded windows.
 
         The values at padding have no meaning.
         """
-        return self.forward(input_ids_BT)[0]
+        return self.forward(input_ids_BT).entropies
 
     def _hidden(self, transformer: PreTrainedModel, input_ids_BT: Tensor) -> Tensor:
         token = self.config.start_token

@@ -50,8 +50,6 @@ class Cost:
     """Number of models that are trained, one for each fold."""
     predicts: bool = True
     """True if training computes a language-model loss."""
-    distils: bool = False
-    """True if training computes a loss against a teacher's predictions."""
     compares: bool = False
     """True if the loss compares all tokens of a step with each other. With several batches per step or several GPUs,
     the comparison takes another forward pass."""
@@ -79,9 +77,7 @@ class Cost:
         """FLOP per token, on average, by name of the model's part."""
         forwards = 1 if self.compares and self.config.accumulate * self.gpus > 1 else 0
         lengths_W = self.epoch.lengths_W
-        flop = training_flop(
-            self.model, lengths_W, predicts=self.predicts, distils=self.distils, more_forwards=forwards
-        )
+        flop = training_flop(self.model, lengths_W, predicts=self.predicts, more_forwards=forwards)
         return {part: total / float(lengths_W.sum()) for part, total in flop.items()}
 
     @property

@@ -11,19 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pipeline.data.annotated import AnnotatedDataset
 from pipeline.data.shards import numbers_per_token
-from pipeline.models.causal_lm import OutputHead, prepend_start
-from pipeline.models.cross_entropy import chunk_tokens
+from pipeline.models.causal_lm import prepend_start
+from pipeline.models.logit_sums import GivenIds, given_ids
 from pipeline.training.batches import Batch
 from schemas.annotations import LOGPROB_ROUNDING_NATS, PREDICTED
 
 Rest = Literal["bucket", "spread"]
 MOST_UNITS = 2**16 - 1  # 64 nats: smaller probabilities are held as 0
-NEARLY_ALL = 0.999  # 1 - this has a relative error of 1e-4 in float32
 
 
 class SparseTargets(NamedTuple):
@@ -35,6 +33,26 @@ class SparseTargets(NamedTuple):
     ids_NK: Tensor
     p_NK: Tensor
     rest_N: Tensor
+
+    @property
+    def given_ids_NK(self) -> Tensor:
+        """The ids that have a probability, and -1 in place of the others."""
+        return self.ids_NK.masked_fill(self.p_NK == 0, -1)
+
+    @property
+    def labelled_N(self) -> Tensor:
+        """True for each token with a label."""
+        return self.p_NK.sum(dim=1) + self.rest_N > 0
+
+    def known(self, vocabulary: int) -> Self:
+        """Return targets in which the probabilities of ids outside the student's vocabulary are moved to `rest_N`.
+
+        There may be such ids because a teacher's head may have more rows than its tokenizer has ids.
+        """
+        known_NK = self.ids_NK < vocabulary
+        p_NK = self.p_NK * known_NK
+        ids_NK = torch.where(known_NK, self.ids_NK, self.ids_NK[:, :1].clamp(max=vocabulary - 1))
+        return type(self)(ids_NK, p_NK, self.rest_N + (self.p_NK - p_NK).sum(dim=1))
 
 
 def top_k_targets(top_ids_NK: Tensor, top_logprobs_NK: Tensor, rest_logprob_N: Tensor) -> SparseTargets:
@@ -65,34 +83,30 @@ def distillation(logits_NV: Tensor, targets: SparseTargets, rest: Rest = "bucket
     vocabulary count as not stored. If all probability lies on stored ids, the gradient with respect to the logits is
     q - p, where q is the student's distribution and p the teacher's.
     """
-    log_q_NV = logits_NV.float().log_softmax(dim=1)
-    ids_NK, p_NK, rest_N = _known(targets, logits_NV.shape[1])
-    log_q_NK = log_q_NV.gather(1, ids_NK)
-    losses_N = -(p_NK * log_q_NK).sum(dim=1)
-    if ids_NK.shape[1] >= logits_NV.shape[1]:
-        return losses_N
+    log_q_NV, vocabulary = logits_NV.float().log_softmax(dim=1), logits_NV.shape[1]
+    targets = targets.known(vocabulary)
     if rest == "bucket":
-        stored_N = (log_q_NK.exp() * (p_NK > 0)).sum(dim=1)
-        return losses_N - rest_N * _log_of_others(log_q_NV, ids_NK, stored_N)
-    stored_NV = _stored_ids(log_q_NV, ids_NK)
-    others_N = (~stored_NV).sum(dim=1)
-    return losses_N - rest_N / others_N * log_q_NV.masked_fill(stored_NV, 0).sum(dim=1)
+        return _cross_entropy(given_ids(log_q_NV, targets.given_ids_NK), targets, vocabulary)
+    losses_N = -(targets.p_NK * log_q_NV.gather(1, targets.ids_NK)).sum(dim=1)
+    stored_NV = torch.zeros_like(log_q_NV, dtype=torch.bool).scatter_(1, targets.ids_NK, True)
+    others_N = (~stored_NV).sum(dim=1).clamp(min=1)
+    return losses_N - targets.rest_N / others_N * log_q_NV.masked_fill(stored_NV, 0).sum(dim=1)
 
 
-def _log_of_others(log_q_NV: Tensor, ids_NK: Tensor, stored_N: Tensor) -> Tensor:
-    """Return ln of the student's probability of all ids that are not stored, [N].
+def distilled(given: GivenIds, targets: SparseTargets, own_BT: Tensor, vocabulary: int) -> Tensor:
+    """Return a student's cross-entropy against the targets in nats, float32 [B, T].
 
-    `stored_N` is the probability of the stored ids. Where it is near 1, the difference from 1 would not be exact, and
-    the other ids are summed. To sum them for all tokens takes twice as long as all the rest of the loss.
+    `given` has the student's predictions of the ids in the targets. At tokens without a label, the result is `own_BT`,
+    the student's own cross-entropy.
     """
-    near_N = stored_N > NEARLY_ALL
-    log_N = (-stored_N.clamp(max=NEARLY_ALL)).log1p()
-    others_nV = log_q_NV[near_N].masked_fill(_stored_ids(log_q_NV[near_N], ids_NK[near_N]), -torch.inf)
-    return log_N.masked_scatter(near_N, others_nV.logsumexp(dim=1))
+    losses_N = _cross_entropy(given, targets, vocabulary)
+    return torch.where(targets.labelled_N, losses_N, own_BT.flatten()).view_as(own_BT)
 
 
-def _stored_ids(log_q_NV: Tensor, ids_NK: Tensor) -> Tensor:
-    return torch.zeros_like(log_q_NV, dtype=torch.bool).scatter_(1, ids_NK, True)
+def _cross_entropy(given: GivenIds, targets: SparseTargets, vocabulary: int) -> Tensor:
+    losses_N = -(targets.p_NK * given.logprobs_NK).sum(dim=1)
+    stores_all = targets.ids_NK.shape[1] >= vocabulary
+    return losses_N if stores_all else losses_N - targets.rest_N * given.others_N
 
 
 @dataclass(frozen=True)
@@ -149,26 +163,6 @@ def _stored(ids_NK: np.ndarray, top_NK: np.ndarray, rest_N: np.ndarray) -> tuple
     return ids_NK.astype(kind), units(top_NK), units(rest_N), labelled_N
 
 
-def distilled(hidden_BTD: Tensor, head: OutputHead, own_BT: Tensor, *, batch: Batch, teacher: StoredTargets) -> Tensor:
-    """Return a student's cross-entropy against the teacher's predictions in nats, float32 [B, T].
-
-    At padding and at tokens without a prediction, the result is `own_BT`, the student's own cross-entropy. The
-    student's predictions are computed in chunks, from its states `hidden_BTD` before each token.
-    """
-    assert batch.positions_BT is not None
-    predicted_BT = batch.real_BT & torch.from_numpy(teacher.labelled_N[batch.positions_BT.cpu().numpy()]).to(
-        own_BT.device
-    )
-    targets, size = teacher(batch.positions_BT[predicted_BT]), chunk_tokens(head.weight_VD)
-    parts = zip(*(each.split(size) for each in (hidden_BTD[predicted_BT], *targets)), strict=True)
-    losses = [checkpoint(_distilled_chunk, head, *part, use_reentrant=False) for part in parts]
-    return own_BT.masked_scatter(predicted_BT, torch.cat(losses)) if losses else own_BT
-
-
-def _distilled_chunk(head: OutputHead, hidden_ND: Tensor, ids_NK: Tensor, p_NK: Tensor, rest_N: Tensor) -> Tensor:
-    return distillation(head.differentiable_logits(hidden_ND), SparseTargets(ids_NK, p_NK, rest_N))
-
-
 @dataclass(frozen=True)
 class DistillationLoss:
     """Loss of a student in nats per token: the weighted mean of two cross-entropies.
@@ -191,14 +185,3 @@ class DistillationLoss:
         own_N = cross_entropy(logits_NV, batch.input_ids_BT[real_BT], reduction="none")
         losses_N = self.weight * taught_N + (1 - self.weight) * own_N
         return losses_N.sum() / int(batch.whole.lengths_B.sum())
-
-
-def _known(targets: SparseTargets, vocabulary: int) -> SparseTargets:
-    """Move the probabilities of ids outside the student's vocabulary to `rest_N`, and return the new targets.
-
-    There may be such ids because a teacher's head may have more rows than its tokenizer has ids.
-    """
-    known_NK = targets.ids_NK < vocabulary
-    ids_NK = torch.where(known_NK, targets.ids_NK, targets.ids_NK[:, :1].clamp(max=vocabulary - 1))
-    p_NK = targets.p_NK * known_NK
-    return SparseTargets(ids_NK, p_NK, targets.rest_N + (targets.p_NK - p_NK).sum(dim=1))

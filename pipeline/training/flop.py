@@ -34,7 +34,7 @@ PREDICTIVE_PRODUCTS: dict[Tuning, int] = {"frozen": 1, "lora": 3, "whole": 4}
 
 The forward pass takes one product, for the losses and the entropies of predictions. A frozen language model needs only
 this one. Otherwise, the backward pass computes it again, and takes one product for the gradient of the states. If the
-head is trained, it takes one more for the gradient of the head. A distilled model needs as many for the teacher's loss.
+head is trained, it takes one more for the gradient of the head. The loss against a teacher's predictions needs no more.
 """
 VOCABULARY, ACROSS_POSITIONS = "vocabulary", "of which across positions"
 
@@ -56,12 +56,7 @@ class Part(NamedTuple):
 
 
 def training_flop(
-    model: PreTrainedModel,
-    lengths_W: np.ndarray,
-    *,
-    predicts: bool = True,
-    distils: bool = False,
-    more_forwards: int = 0,
+    model: PreTrainedModel, lengths_W: np.ndarray, *, predicts: bool = True, more_forwards: int = 0
 ) -> dict[str, float]:
     """Return the FLOP of each part of a model, by the part's name, for training once on every window.
 
@@ -71,7 +66,6 @@ def training_flop(
     Args:
         lengths_W: number of tokens in each window.
         predicts: compute the language-model loss, which needs the product with the vocabulary.
-        distils: compute a second-order model's loss against a teacher's predictions too.
         more_forwards: number of forward passes without gradients before each training step.
     """
     flop = dict[str, float]()
@@ -86,7 +80,7 @@ def training_flop(
         flop[part.name] = flop.get(part.name, 0.0) + linear + mixing
         flop[ACROSS_POSITIONS] = flop.get(ACROSS_POSITIONS, 0.0) + mixing
     attention = flop.pop(ACROSS_POSITIONS)
-    products = vocabulary_products(model, predicts, distils)
+    products = vocabulary_products(model, predicts)
     head = 2 * head_weight(model).numel() * float(lengths_W.sum())
     return {**flop, VOCABULARY: (products + more_forwards) * head if products else 0.0, ACROSS_POSITIONS: attention}
 
@@ -155,16 +149,16 @@ def head_weight(model: PreTrainedModel) -> Tensor:
     return output_head(model).weight_VD
 
 
-def vocabulary_products(model: PreTrainedModel, predicts: bool, distils: bool) -> int:
+def vocabulary_products(model: PreTrainedModel, predicts: bool) -> int:
     """Return the cost of all products with the vocabulary in a training step.
 
     The unit is the cost of one multiplication of all states by the head [V, D].
     """
     if isinstance(model, SecondOrderModel) and model.config.form == "residual":
-        return (1 + distils) * PREDICTIVE_PRODUCTS[model.config.tuning]
+        return PREDICTIVE_PRODUCTS[model.config.tuning]
     if isinstance(model, PretrainedEstimator):  # the head itself is trained only with the whole language model
         return FORWARD_AND_BACKWARD + int(model.config.tuning == "whole")
-    return (1 + distils) * (FORWARD_AND_BACKWARD + 1) if predicts else 0
+    return FORWARD_AND_BACKWARD + 1 if predicts else 0
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int]:

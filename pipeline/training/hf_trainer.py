@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from pipeline.data.packing import PADDING, PackedWindow, best_fit, position_ids
 from pipeline.data.windows import cover
-from pipeline.models.cross_entropy import logit_sums
+from pipeline.models.logit_sums import logit_sums
 from pipeline.training.config import ObjectiveSettings
 from pipeline.training.objectives import StepObjective, objective_function
 from pipeline.training.penalties import Penalty, penalty_function

@@ -6,7 +6,6 @@ Shapes: B rows, T tokens, N labelled tokens.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from pipeline.models.causal_lm import next_token_losses, next_token_sums, prepend_start
-from pipeline.models.second_order import SecondOrderModel
+from pipeline.models.second_order import Entropies, SecondOrderModel
 from pipeline.models.window_encoder import WindowEncoder
 from pipeline.training.batches import Batch
 from pipeline.training.distillation import StoredTargets, distilled
@@ -124,14 +123,27 @@ def second_order_loss(
     """
     assert batch.labels_BT is not None and batch.whole.labels_BT is not None
     labelled_BT, labelled = ~batch.labels_BT.isnan(), int((~batch.whole.labels_BT.isnan()).sum())
-    causal_loss = None if teacher is None else partial(distilled, batch=batch, teacher=teacher)
-    estimates, causal_BT = model(batch.input_ids_BT, with_surprisal=causal_weight > 0, causal_loss=causal_loss)
+    estimates, causal_BT = _estimates_and_causal_losses(model, batch, causal_weight, teacher)
     targets = (batch.labels_BT, batch.labels_BT if batch.expected_BT is None else batch.expected_BT)
     errors = [
         (estimate_BT - target_BT)[labelled_BT & ~target_BT.isnan()] / model.config.label_deviation
         for estimate_BT, target_BT in zip(estimates, targets, strict=True)
     ]
     loss = torch.stack([error_N.square().sum() for error_N in errors]).sum() / labelled
-    if causal_weight > 0:
+    if causal_BT is not None and causal_weight > 0:
         loss = loss + causal_weight * causal_BT[batch.real_BT].sum() / int(batch.whole.lengths_B.sum())
     return loss
+
+
+def _estimates_and_causal_losses(
+    model: SecondOrderModel, batch: Batch, causal_weight: float, teacher: StoredTargets | None
+) -> tuple[Entropies, Tensor | None]:
+    if teacher is None or not causal_weight:
+        output = model(batch.input_ids_BT, with_surprisal=causal_weight > 0)
+        return output.entropies, output.losses_BT
+    assert batch.positions_BT is not None
+    vocabulary = len(model.language_head.weight_VD)
+    targets = teacher(batch.positions_BT.flatten()).known(vocabulary)
+    ids_BTK = targets.given_ids_NK.view(*batch.input_ids_BT.shape, -1)
+    output = model(batch.input_ids_BT, given_ids_BTK=ids_BTK)
+    return output.entropies, distilled(output.given, targets, output.losses_BT, vocabulary)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pipeline.models.cross_entropy import LogitSums
+from pipeline.models.logit_sums import LogitSums
 from pipeline.training.config import ObjectiveSettings
 
 Penalty = Callable[[LogitSums], Tensor]

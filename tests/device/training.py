@@ -83,7 +83,7 @@ def _losses() -> dict[str, Loss | None]:
 def _chunked(hidden_ND: Tensor, head_VD: Tensor, target_N: Tensor) -> Tensor:
     """Return the sum of the losses from this project's loop over chunks of logits."""
     losses_N: Tensor = chunked._ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, head_VD, None, target_N, None, hidden_ND.dtype, False
+        hidden_ND, head_VD, None, target_N, None, None, hidden_ND.dtype, False
     )
     return losses_N.sum()
 

@@ -77,7 +77,7 @@ def losses_and_labels(model: SecondOrderModel, batches: Iterator[Batch]) -> Iter
     for batch in batches:
         assert batch.labels_BT is not None
         labelled_BT = ~batch.labels_BT.isnan()
-        yield model(batch.input_ids_BT, with_surprisal=True)[1][labelled_BT], batch.labels_BT[labelled_BT]
+        yield model(batch.input_ids_BT, with_surprisal=True).losses_BT[labelled_BT], batch.labels_BT[labelled_BT]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from pipeline.models import cross_entropy as chunked
-from pipeline.models.cross_entropy import LogitSums, cut_cross_entropy, token_cross_entropy, token_sums
+from pipeline.models.cross_entropy import cut_cross_entropy, token_cross_entropy, token_sums
+from pipeline.models.logit_sums import LogitSums
 
 WIDTH = 8
 VOCABULARY = 53

@@ -81,7 +81,7 @@ def test_models_of_many_families_are_copied_completely_and_load_unchanged(
     made = SecondOrderModel.from_language_model(language_model, form=form, transformers=2, context=32)
     made.save_pretrained(tmp_path)
     model = load_second_order(tmp_path)
-    estimates, surprisal_BT = model(input_ids_BT, with_surprisal=True)
+    estimates, surprisal_BT, _ = model(input_ids_BT, with_surprisal=True)
     logits_BTV = language_model(input_ids=prepend_start(input_ids_BT, START)).logits.float()
     losses_BT = cross_entropy(logits_BTV.transpose(1, 2), input_ids_BT, reduction="none")
     assert losses_BT.std() > 0.3, "too much alike to tell anything"
@@ -98,7 +98,7 @@ def test_models_of_many_families_are_copied_completely_and_load_unchanged(
 def test_a_head_is_trained_with_its_scale_and_soft_cap(family: str) -> None:
     language_model, input_ids_BT = tiny_of_family(family), random_tokens(2, 9, vocabulary=31)
     model = frozen(SecondOrderModel.from_language_model(language_model, form="residual")).requires_grad_(True)
-    estimates, _ = model(input_ids_BT)
+    estimates = model(input_ids_BT).entropies
     estimates.entropy_BT.sum().backward()
     language_model.requires_grad_(True)
     logits_BTV = language_model(input_ids=prepend_start(input_ids_BT, START)).logits
@@ -175,7 +175,7 @@ def test_own_surprisal_equals_that_of_a_language_model_with_a_separate_head(form
     config.bos_token_id, config.initializer_range = 3, 0.2
     language_model, input_ids_BT = frozen(GPT2LMHeadModel(config)), random_tokens(2, 9, vocabulary=31)
     model = frozen(SecondOrderModel.from_language_model(language_model, form=form))
-    surprisal_BT = model(input_ids_BT, with_surprisal=True)[1]
+    surprisal_BT = model(input_ids_BT, with_surprisal=True).losses_BT
     expected_BT = next_token_losses(language_model, prepend_start(input_ids_BT, 3), input_ids_BT)
     torch.testing.assert_close(surprisal_BT, expected_BT, atol=1e-4, rtol=1e-4)
     assert model.config.context == 19

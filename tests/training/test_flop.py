@@ -142,7 +142,7 @@ def test_flop_are_those_that_torch_counts(name: str) -> None:
     torch.manual_seed(0)
     model = new()
     mixing, others = counted(model, loss, extra=int(loss in (LANGUAGE_MODEL, PENALISED)))
-    flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct", distils="distilled" in name)
+    flop = training_flop(model, np.full(ROWS, CONTEXT), predicts=name != "direct")
     assert flop[ACROSS_POSITIONS] == pytest.approx(mixing, rel=0.03)
     total = sum(count for part, count in flop.items() if part != ACROSS_POSITIONS)
     # With LoRA, no gradient goes to the inputs of the first layer's projections: a fiftieth of these layers' total.

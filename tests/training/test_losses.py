@@ -72,7 +72,7 @@ def test_a_second_order_model_learns_the_predictions_of_its_teacher(batch: Batch
     rest_N = np.round(-1024 * np.log(1 - np.exp(units_NK / -1024).sum(axis=1))).astype(np.uint16)
     teacher = StoredTargets(ids_NK, units_NK, rest_N, np.arange(29) != 7)
     losses = []
-    head, surprisal_BT = model.language_head, model(batch.input_ids_BT, with_surprisal=True)[1]
+    head, surprisal_BT = model.language_head, model(batch.input_ids_BT, with_surprisal=True).losses_BT
     before_BTD = model._hidden(model.transformer, batch.input_ids_BT)[:, :-1]
     for row, first, length in ((0, 3, 9), (1, 20, 6)):
         for place in range(length):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
 from pipeline.models import cross_entropy as chunked
-from pipeline.models.cross_entropy import LogitSums
+from pipeline.models.logit_sums import LogitSums
 from pipeline.training import config, losses
 from pipeline.training.batches import Batch
 from pipeline.training.config import ObjectiveSettings, TrainingConfig
