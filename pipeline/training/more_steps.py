@@ -110,7 +110,7 @@ def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
     if training.average == "none" or begins == last.first_averaged or begins > state:
         return
     raise ValueError(
-        f"the average of {last.steps:,} steps began at step {last.first_averaged:,}, and of {training.steps:,} steps it"
-        f" begins at step {begins:,}, which is done; give at least"
+        f"the average of weights would begin at step {begins:,} of {training.steps:,}, but the finished training, whose"
+        f" average began at step {last.first_averaged:,}, has passed it; give at least"
         f" {math.ceil(state / training.average_from):,} steps"
     )

@@ -92,7 +92,7 @@ def test_a_changed_byte_is_found_by_verify_and_misleads_no_reader(
         where = f"byte {at} of {file.relative_to(dataset)} is {changed}, not {before[at]}"
         code, lines = verified(dataset, capsys)
         assert code == 1 or not matters(file, before), where
-        assert len(lines) == (1 if code == 0 else len(lines)), where
+        assert (len(lines) == 1) == (code == 0), where
         told += code
         try:
             assert values(dataset) == expected, where
