@@ -68,10 +68,10 @@ class Config:
     beginning or end of sequence that the tokenizer of --init-from declares: if annotation read no token before windows,
     or if its tokenizer was not the dataset's tokenizer."""
     form: Form = "residual"
-    """Form of the two outputs. residual: each output is a correction, which is added to a value that the model computes
-    as a language model. For the seeing output (which has read the token), this value is the token's surprisal. For the
-    expecting output (which reads only the tokens before), it is the entropy of the prediction. direct: each output is
-    the estimate itself, which needs no projection to the vocabulary."""
+    """Form of the two outputs. residual: each output is a correction of a value that the model computes as a language
+    model: it is multiplied by a gain, and a shift is added. For the seeing output (which has read the token), this
+    value is the token's surprisal. For the expecting output (which reads only the tokens before), it is the entropy of
+    the prediction. direct: each output is the estimate itself, which needs no projection to the vocabulary."""
     transformers: Literal[1, 2] = 1
     """Number of transformers: 1, which both outputs share, or 2, one for each output."""
     causal_weight: float = 1.0
@@ -157,6 +157,8 @@ class Prepared:
         del settings["output"], settings["estimate"]
         if not self.config.distil:  # saved states of older versions lack this setting
             del settings["distil"]
+        if self.config.form == "residual":  # and their outputs lack a gain
+            settings["gain"] = True
         return settings
 
 
@@ -308,7 +310,8 @@ def initial_model(plan: Prepared, start: Checkpoint | None, labels: np.ndarray) 
         "label_mean": float(labels.mean()),
         "label_deviation": max(float(labels.std()), 1e-3),
     }
-    settings = {**windows, "form": plan.config.form, "transformers": plan.config.transformers}
+    residual = plan.config.form == "residual"
+    settings = {**windows, "form": plan.config.form, "gain": residual, "transformers": plan.config.transformers}
     torch.manual_seed(plan.config.training.seed)
     if start is None:
         sizes = TransformerSizes(context=plan.windows.window, **plan.config.model.from_scratch)

@@ -7,12 +7,16 @@ has both estimates too. The input at the start position is a language model's st
 outputs share one transformer, or each output has its own transformer.
 
 In the *direct* form, an output is the estimate itself, and needs no projection onto the vocabulary. In the *residual*
-form, an output is a correction, which is added to a value that the transformer computes as a language model. The seeing
-output corrects the token's surprisal, and the expecting output corrects the entropy of the prediction. Before training,
-a residual model is as good as the language model from which it is made. It keeps the head of the language model, with
-bias, scale and soft cap.
+form, an output corrects a value that the transformer computes as a language model: the seeing output corrects the
+token's surprisal, and the expecting output corrects the entropy of the prediction. Before training, a residual model is
+as good as the language model from which it is made. It keeps the head of the language model, with bias, scale and soft
+cap.
 
-B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary.
+The correction is linear in the value: (1 + gain) x value + shift, where gain and shift are linear in the state. A small
+language model's surprisals vary more than a large one's, and a shift alone cannot narrow them: the state that has read
+a token does not say how surprising it was. Models of older versions have no gain.
+
+B rows, T tokens, S = T + 1 positions with the start, D width, V vocabulary, K given ids, O numbers of an output.
 """
 
 from pathlib import Path
@@ -67,7 +71,8 @@ class SecondOrderConfig(PreTrainedConfig):
     `label_mean` and `label_deviation` are the mean and the standard deviation of the labels in nats, which scale the
     outputs. `start_token` is the id that is read before the first token; None for a learned vector. `width` is the
     width of the last hidden states; None if it is the width of the embeddings. The head's scale and soft cap are in the
-    transformer's configuration.
+    transformer's configuration. `gain` is True if the outputs of a residual model have a gain; those of older versions
+    have none.
 
     If the model is built around a language model whose own weights are frozen (`tuning` frozen or lora), `backbone` is
     the record of this language model. The checkpoint's weights then do not include those of the language model.
@@ -85,6 +90,7 @@ class SecondOrderConfig(PreTrainedConfig):
     head_bias: bool = False
     start_token: int | None = None
     width: int | None = None
+    gain: bool = False
     label_mean: float = 0.0
     label_deviation: float = 1.0
     initializer_range: float = 0.02
@@ -119,8 +125,8 @@ class SecondOrderModel(PreTrainedModel):
         self.head = None if config.tied_head else nn.Linear(width, config.vocab_size, bias=False)
         self.head_bias = nn.Parameter(torch.zeros(config.vocab_size)) if config.head_bias else None
         self.start = nn.Embedding(1, embedding_width) if config.start_token is None else None
-        self.seeing = nn.Linear(width, 1)
-        self.expecting = nn.Linear(width, 1)
+        self.seeing = nn.Linear(width, 1 + config.gain)
+        self.expecting = nn.Linear(width, 1 + config.gain)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @classmethod
@@ -217,7 +223,7 @@ class SecondOrderModel(PreTrainedModel):
         tune(made, made.transformer, config.tuning, config.lora_rank)
         width = head.weight_VD.shape[1]
         made.seeing, made.expecting = (
-            nn.Linear(width, 1, device=model.device, dtype=head.weight_VD.dtype) for _ in range(2)
+            nn.Linear(width, 1 + config.gain, device=model.device, dtype=head.weight_VD.dtype) for _ in range(2)
         )
         _make_zero(made.seeing, made.expecting)
         return made
@@ -253,14 +259,18 @@ class SecondOrderModel(PreTrainedModel):
     def continue_on(self, *, context: int, label_mean: float, label_deviation: float) -> None:
         """Prepare a trained model to learn other labels, with another longest window.
 
-        The two outputs are rescaled to the mean and the standard deviation of the new labels, in nats. The model's
-        estimates stay the same. All weights that a checkpoint of this model stores become trainable again.
+        The two outputs are rescaled to the mean and the standard deviation of the new labels, in nats. A residual model
+        of an older version gets a gain of 0. The model's estimates stay the same. All weights that a checkpoint of this
+        model stores become trainable again.
         """
         scale = self.config.label_deviation / label_deviation
         shift = 0.0 if self.config.form == "residual" else (self.config.label_mean - label_mean) / label_deviation
+        if self.config.form == "residual" and not self.config.gain:
+            self.seeing, self.expecting = map(_with_gain, (self.seeing, self.expecting))
+            self.config.gain = True
         for output in (self.seeing, self.expecting):
-            output.weight.mul_(scale)
-            output.bias.mul_(scale).add_(shift)
+            output.weight[0].mul_(scale)
+            output.bias[0].mul_(scale).add_(shift)
         self.config.context = context
         self.config.label_mean, self.config.label_deviation = label_mean, label_deviation
         around = self.config.backbone is not None
@@ -311,13 +321,10 @@ class SecondOrderModel(PreTrainedModel):
         expecting_BTD = before_BTD
         if self.expecting_transformer is not None:
             expecting_BTD = self._hidden(self.expecting_transformer, input_ids_BT)[:, :-1]
-        seen_BT = self._scaled(self.seeing(after_BTD))
-        expected_BT = self._scaled(self.expecting(expecting_BTD))
-        mean = self.config.label_mean
-        entropies = Entropies(mean + seen_BT, mean + expected_BT)
-        if residual:
-            assert surprisal_BT is not None and predicted_BT is not None
-            entropies = Entropies(surprisal_BT + seen_BT, predicted_BT + expected_BT)
+        entropies = Entropies(
+            self._estimate(self.seeing(after_BTD), surprisal_BT if residual else None),
+            self._estimate(self.expecting(expecting_BTD), predicted_BT if residual else None),
+        )
         return SecondOrderOutput(entropies, surprisal_BT, given)
 
     def entropies(self, input_ids_BT: Tensor) -> Entropies:
@@ -336,8 +343,13 @@ class SecondOrderModel(PreTrainedModel):
         tokens_BTD = input_embeddings(transformer)(input_ids_BT)
         return causal_hidden(transformer, torch.cat([start_B1D, tokens_BTD], dim=1))
 
-    def _scaled(self, output_BT1: Tensor) -> Tensor:
-        return self.config.label_deviation * output_BT1.squeeze(-1).float()
+    def _estimate(self, output_BTO: Tensor, value_BT: Tensor | None) -> Tensor:
+        """Return an estimate from an output, which is a shift and perhaps a gain, and the value that it corrects."""
+        shift_BT, *gain_BT = output_BTO.float().unbind(dim=-1)
+        shift_BT = self.config.label_deviation * shift_BT
+        if value_BT is None:
+            return self.config.label_mean + shift_BT
+        return value_BT + shift_BT + (gain_BT[0] * value_BT if gain_BT else 0)
 
 
 def _config(stack: PreTrainedModel, settings: dict[str, Any]) -> SecondOrderConfig:
@@ -357,6 +369,15 @@ def _carried(model: PreTrainedModel, start: int | None) -> dict[str, Any]:
         "head_bias": head.bias_V is not None,
         "width": head.weight_VD.shape[1],
     }
+
+
+def _with_gain(output: nn.Linear) -> nn.Linear:
+    """Return an output with the weights of `output`, which has only a shift, and a gain of 0."""
+    weight_1D = output.weight
+    made = nn.Linear(weight_1D.shape[1], 2, device=weight_1D.device, dtype=weight_1D.dtype)
+    made.weight.copy_(pad(weight_1D, (0, 0, 0, 1)))
+    made.bias.copy_(pad(output.bias, (0, 1)))
+    return made
 
 
 def _make_zero(*layers: nn.Linear) -> None:

@@ -92,9 +92,9 @@ def test_the_model_starts_as_the_one_that_made_its_labels(
     config = Config(labels=str(labels), output=tmp_path / "out", init_from=str(folder), held_out=4)
     model, seeing, own = before_the_first_step(config)
     assert seeing >= 0.9999 and own >= 0.9999
-    assert (model.config.context, model.config.start_token) == (WINDOW, 1)
-    _, _, own = before_the_first_step(replace(config, form="direct"))
-    assert own >= 0.9999
+    assert (model.config.context, model.config.start_token, model.config.gain) == (WINDOW, 1, True)
+    model, _, own = before_the_first_step(replace(config, form="direct"))
+    assert own >= 0.9999 and not model.config.gain
 
 
 def test_other_windows_or_another_start_token_change_the_model(

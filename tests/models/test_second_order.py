@@ -155,6 +155,37 @@ def test_a_residual_model_corrects_in_nats() -> None:
     torch.testing.assert_close(after.expected_entropy_BT, before.expected_entropy_BT - 2.0)
 
 
+def test_a_gain_multiplies_what_the_language_model_computes() -> None:
+    settings: dict[str, Any] = {"form": "residual", "gain": True, "label_deviation": 2.0}
+    model = SecondOrderModel.from_language_model(tiny_language_model(), **settings)
+    input_ids_BT = random_tokens(2, 9)
+    before = model.entropies(input_ids_BT)
+    with torch.no_grad():
+        model.seeing.bias.copy_(torch.tensor([0.5, -0.25]))
+        model.expecting.bias.copy_(torch.tensor([-1.0, 0.125]))
+    after = model.entropies(input_ids_BT)
+    torch.testing.assert_close(after.entropy_BT, 0.75 * before.entropy_BT + 1.0)
+    torch.testing.assert_close(after.expected_entropy_BT, 1.125 * before.expected_entropy_BT - 2.0)
+
+
+@pytest.mark.parametrize("gain", [False, True])
+def test_a_model_that_is_trained_further_keeps_its_estimates_and_has_a_gain(gain: bool) -> None:
+    settings: dict[str, Any] = {"form": "residual", "gain": gain, "label_deviation": 2.0}
+    model = SecondOrderModel.from_language_model(tiny_language_model(), **settings)
+    for output in (model.seeing, model.expecting):
+        torch.nn.init.normal_(output.weight, std=0.1)
+        torch.nn.init.normal_(output.bias)
+    input_ids_BT = random_tokens(2, 9)
+    before = model.entropies(input_ids_BT)
+    model.continue_on(context=16, label_mean=4.0, label_deviation=3.0)
+    torch.testing.assert_close(model.entropies(input_ids_BT), before)
+    assert model.config.gain
+    entropy_BT, expected_BT = model.entropies(input_ids_BT)
+    (entropy_BT.sum() + expected_BT.sum()).backward()
+    for output in (model.seeing, model.expecting):
+        assert output.weight.grad is not None and output.weight.grad.ne(0).any(dim=1).all()
+
+
 def test_two_transformers_share_nothing_but_the_start() -> None:
     model = SecondOrderModel.from_language_model(tiny_language_model(), transformers=2).requires_grad_(True)
     input_ids_BT = random_tokens(3, 7)
@@ -181,7 +212,9 @@ def test_own_surprisal_equals_that_of_a_language_model_with_a_separate_head(form
     assert model.config.context == 19
 
 
-@pytest.mark.parametrize("settings", [{}, {"form": "residual"}, {"transformers": 2}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"form": "residual"}, {"form": "residual", "gain": True}, {"transformers": 2}]
+)
 def test_every_form_loads_unchanged(tmp_path: Path, settings: dict[str, Any]) -> None:
     model = frozen(SecondOrderModel.from_language_model(tiny_language_model(), label_mean=1.0, **settings))
     model.save_pretrained(tmp_path)
@@ -209,7 +242,7 @@ def test_a_model_around_a_language_model_stores_what_was_trained(
     pytest.importorskip("peft") if tuning == "lora" else None
     tiny_of_family(family).save_pretrained(tmp_path / "model")
     backbone, language_model = Backbone.named(str(tmp_path / "model"), held=held), tiny_of_family(family)
-    settings: dict[str, Any] = {"tuning": tuning, "lora_rank": 2, "label_deviation": 2.0}
+    settings: dict[str, Any] = {"tuning": tuning, "lora_rank": 2, "label_deviation": 2.0, "gain": held}
     model = SecondOrderModel.around_language_model(language_model, backbone, start=START, **settings)
     model.eval()  # type: ignore[no-untyped-call]
     input_ids_BT = random_tokens(2, 9, vocabulary=31)
