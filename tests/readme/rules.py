@@ -93,13 +93,13 @@ RULES = (
         "python -m pipeline.annotate --config jobs/annotate_fineweb_edu_smollm2.yaml",
         "process",
         changed={"USER/NAME": "user/judged"},
-        added="--estimator language-model --workers 0",
+        added="--estimator language-model --workers 0 --staging judged",
     ),
     Rule(
         "python -m pipeline.annotate --input hf://",
         "process",
         changed={"USER/NAME": "user/streamed"},  # another repository than the one to which a folder is published
-        added="--workers 0",
+        added="--workers 0 --staging streamed",
     ),
     Rule("python -m pipeline.report"),
     Rule("python -m pipeline.report DATASET", changed={"DATASET": "ten"}),
