@@ -75,7 +75,7 @@ def given_ids(log_p_NV: Tensor, ids_NK: Tensor) -> GivenIds:
     total_N = (logprobs_NK.exp() * is_given_NK).sum(dim=1)
     near_N = total_N > NEARLY_ALL
     others_N = (-total_N.clamp(max=NEARLY_ALL)).log1p()
-    given_nV = torch.zeros_like(log_p_NV[near_N], dtype=torch.bool).scatter_(1, _filled(ids_NK)[near_N], True)
+    given_nV = torch.zeros_like(log_p_NV[near_N], dtype=torch.bool).scatter_(1, _filled(ids_NK[near_N]), True)
     summed_n = log_p_NV[near_N].masked_fill(given_nV, -torch.inf).logsumexp(dim=1)
     return GivenIds(logprobs_NK, others_N.masked_scatter(near_N, summed_n))
 
@@ -138,5 +138,5 @@ def _multiply_given(p_NV: Tensor, factor: Tensor, ids_NK: Tensor, others_N: Tens
 
 
 def _filled(ids_NK: Tensor) -> Tensor:
-    """Return ids with the largest id of the row in place of -1, or with 0 if all ids of the row are -1."""
+    """Replace each -1 by the largest id of its row, or by 0 if the row has no ids."""
     return torch.where(ids_NK >= 0, ids_NK, ids_NK.amax(dim=1, keepdim=True)).clamp(min=0)

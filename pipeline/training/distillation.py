@@ -36,7 +36,7 @@ class SparseTargets(NamedTuple):
 
     @property
     def given_ids_NK(self) -> Tensor:
-        """The ids that have a probability, and -1 in place of the others."""
+        """Stored ids; an id without a probability is -1."""
         return self.ids_NK.masked_fill(self.p_NK == 0, -1)
 
     @property

@@ -110,7 +110,7 @@ def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
     if training.average == "none" or begins == last.first_averaged or begins > state:
         return
     raise ValueError(
-        f"the average of weights would begin at step {begins:,} of {training.steps:,}, but the finished training, whose"
-        f" average began at step {last.first_averaged:,}, has passed it; give at least"
+        f"with {training.steps:,} steps, the average of weights begins at step {begins:,}, which the finished training"
+        f" has already passed; its average began at step {last.first_averaged:,}; give at least"
         f" {math.ceil(state / training.average_from):,} steps"
     )
