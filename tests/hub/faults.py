@@ -41,7 +41,7 @@ class Faults:
     seconds_per_upload: float = 0.0
     """Seconds that pass before the storage answers an upload."""
     _refusals: list[Refusal] = field(default_factory=list)
-    _asked: Counter[tuple[str, str]] = field(default_factory=Counter)
+    _sent: Counter[bytes] = field(default_factory=Counter)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False, compare=False)
 
     def refuse(self, status: int, *, method: str = ".*", path: str = ".*", times: int = 1) -> None:
@@ -51,15 +51,19 @@ class Faults:
         """
         self._refusals.append(Refusal(status, method, path, times))
 
-    def instead(self, method: str, path: str) -> Answer | None:
-        """Return the answer with which a request fails, or None if the request does not fail."""
+    def instead(self, method: str, path: str, body: bytes = b"") -> Answer | None:
+        """Return the answer with which a request fails, or None if the request does not fail.
+
+        Requests for one path differ in their bodies: the client has every upload verified at the same path.
+        """
         with self._lock:
             for refusal in self._refusals:
                 if refusal.left and re.fullmatch(refusal.method, method) and re.search(refusal.path, path):
                     refusal.left -= 1
                     return self._failure(refusal.status)
-            self._asked[method, path] += 1
-            drawn = hashlib.sha256(f"{self.seed} {method} {path} {self._asked[method, path]}".encode()).digest()
+            request = hashlib.sha256(f"{method} {path} ".encode() + body).digest()
+            self._sent[request] += 1
+            drawn = hashlib.sha256(request + f" {self.seed} {self._sent[request]}".encode()).digest()
         if int.from_bytes(drawn[:4]) >= self.share * 2**32:
             return None
         kind = self.kinds[drawn[4] % len(self.kinds)]

@@ -104,6 +104,18 @@ def test_a_share_of_requests_fails_and_the_seed_says_which() -> None:
     assert failures(0, 0) == [401] * 100
 
 
+def test_requests_for_one_path_fail_alike_in_any_order() -> None:
+    def outcomes(order: list[int]) -> dict[int, list[bool]]:
+        faults = Faults(seed=1, share=0.3)
+        failed: dict[int, list[bool]] = {}
+        for index in order:
+            fails = faults.instead("POST", "/verify", bytes([index])) is not None
+            failed.setdefault(index, []).append(fails)
+        return failed
+
+    assert outcomes([*range(50)] * 3) == outcomes([index for index in range(50) for _ in range(3)])
+
+
 def test_uploads_arrive_whole_through_many_faults(hub: Hub, api: HfApi, waits: list[float]) -> None:
     hub.faults = Faults(seed=1, share=0.3)
     additions = [CommitOperationAdd(f"{index}.parquet", LARGE + bytes([index])) for index in range(20)]
