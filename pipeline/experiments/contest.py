@@ -115,7 +115,8 @@ def train_second_order(
     """
     known = labels.given_labels
     scale: dict[str, Any] = {"label_mean": float(known.mean()), "label_deviation": float(known.std())}
-    shape: dict[str, Any] = {"form": recipe.form, "transformers": recipe.transformers}
+    residual = recipe.form == "residual"
+    shape: dict[str, Any] = {"form": recipe.form, "gain": residual, "transformers": recipe.transformers}
     if isinstance(start, EntropyEstimator):
         model = SecondOrderModel.from_estimator(start, **shape, **scale)
     elif start is not None:
