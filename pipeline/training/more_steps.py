@@ -110,7 +110,7 @@ def _require_average(training: TrainingConfig, last: TrainingConfig) -> None:
     if training.average == "none" or begins == last.first_averaged or begins > state:
         return
     raise ValueError(
-        f"with {training.steps:,} steps, the average of weights begins at step {begins:,}, which the finished training"
-        f" has already passed; its average began at step {last.first_averaged:,}; give at least"
+        f"the average of weights began at step {last.first_averaged:,}; with {training.steps:,} steps it would begin at"
+        f" step {begins:,}, which the finished training has passed; give at least"
         f" {math.ceil(state / training.average_from):,} steps"
     )

@@ -51,7 +51,7 @@ class Faults:
         """
         self._refusals.append(Refusal(status, method, path, times))
 
-    def instead(self, method: str, path: str, body: bytes = b"") -> Answer | None:
+    def instead(self, method: str, path: str, body: bytes) -> Answer | None:
         """Return the answer with which a request fails, or None if the request does not fail.
 
         Requests for one path differ in their bodies: the client has every upload verified at the same path.

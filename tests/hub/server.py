@@ -102,8 +102,7 @@ class HubHandler(FileHandler):
 
     def do_GET(self) -> None:
         exchange = Exchange(self.hub, self.command, self.path, self.headers, self.body())
-        fault = self.hub.faults.instead(exchange.method, exchange.path, exchange.body)
-        answer = fault or self.answer_to(exchange)
+        answer = self.hub.faults.instead(exchange.method, exchange.path, exchange.body) or self.answer_to(exchange)
         here = type(self).answers is storage_answer
         authorized = exchange.authorization is not None
         self.hub.requests.append(Request(exchange.method, exchange.path, answer.status, authorized, here))
